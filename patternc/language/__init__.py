@@ -1,0 +1,1 @@
+"""From text to meaning: syntax, parser, primitives, elaboration and printing."""

@@ -1,0 +1,449 @@
+"""Relations between query and key positions: Presburger sets {(q, k)} with the length n as a parameter.
+
+This is the only module that knows the integer set library (islpy). Every call runs under an operation budget and raises
+`BudgetExceeded` instead of running away. What leaves this module is `Relation`, `Loop` and `Scalar` trees.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import gcd, lcm
+from typing import Any, TypeVar
+
+import islpy as isl
+
+from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, conjunction, evaluate, op, substitute
+
+DEFAULT_BUDGET = 1_000_000
+MAX_RESIDUES = 4_096
+
+T = TypeVar("T")
+
+
+class BudgetExceeded(Exception):
+    """An exact set operation took more steps than its budget allows."""
+
+
+@contextmanager
+def budget(operations: int = DEFAULT_BUDGET) -> Iterator[None]:
+    """Bound the work of the enclosed calls; nested budgets share the outermost one's allowance."""
+    context = isl.DEFAULT_CONTEXT
+    outermost = context.get_max_operations() == 0
+    if outermost:
+        context.reset_operations()
+        context.set_max_operations(operations)
+    try:
+        yield
+    except isl.Error as error:
+        if "maximal number of operations" in str(error) or "quota" in str(error):
+            raise BudgetExceeded("the exact set computation is over its operation budget") from None
+        raise
+    finally:
+        if outermost:
+            context.set_max_operations(0)
+
+
+def _budgeted(function: Callable[..., T]) -> Callable[..., T]:
+    def wrapper(*args: Any, **kwargs: Any) -> T:
+        with budget():
+            return function(*args, **kwargs)
+
+    wrapper.__doc__, wrapper.__name__ = function.__doc__, function.__name__
+    return wrapper
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The values ``start + step * t`` for ``0 <= t < count``, where ``guard`` (over the value, named ``x``) holds.
+
+    ``start`` and ``count`` are closed forms in the loop's parameters; ``count`` may be zero or negative (no values).
+    """
+
+    start: Scalar
+    count: Scalar
+    step: int
+    guard: Scalar = TRUE
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and a key position in a sequence of n: a witness."""
+
+    n: int
+    q: int
+    k: int
+
+    def __str__(self) -> str:
+        return f"query {self.q} and key {self.k} at n = {self.n}"
+
+
+_SPACE = "[n] -> { [q] -> [k] : 0 <= q < n and 0 <= k < n"
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """The pairs (q, k), 0 <= q, k < n, that satisfy a Presburger condition, for every n >= 1 at once."""
+
+    _map: isl.Map
+
+    @staticmethod
+    @_budgeted
+    def where(condition: Scalar) -> Relation:
+        """The relation of a condition over ``q``, ``k`` and ``n``."""
+        return Relation(isl.Map(f"{_SPACE} and ({_isl_text(condition)}) }}").coalesce())
+
+    @_budgeted
+    def __and__(self, other: Relation) -> Relation:
+        return Relation((self._map & other._map).coalesce())
+
+    @_budgeted
+    def __or__(self, other: Relation) -> Relation:
+        return Relation((self._map | other._map).coalesce())
+
+    @_budgeted
+    def __sub__(self, other: Relation) -> Relation:
+        return Relation((self._map - other._map).coalesce())
+
+    def __invert__(self) -> Relation:
+        return everything() - self
+
+    @_budgeted
+    def inverse(self) -> Relation:
+        """The pairs (k, q) for every pair (q, k)."""
+        return Relation(self._map.reverse())
+
+    @_budgeted
+    def is_empty(self) -> bool:
+        return bool(self._map.is_empty())
+
+    @_budgeted
+    def is_subset(self, other: Relation) -> bool:
+        return bool(self._map.is_subset(other._map))
+
+    @_budgeted
+    def equals(self, other: Relation) -> bool:
+        return bool(self._map.is_equal(other._map))
+
+    @_budgeted
+    def queries(self) -> Relation:
+        """Every (q, k) whose query q has at least one key."""
+        domain = self._map.domain()
+        return Relation(everything()._map.intersect_domain(domain))
+
+    @_budgeted
+    def sample(self) -> Pair | None:
+        """A pair of the relation, at the smallest n that has one and with the smallest q and k there; None if empty."""
+        if self._map.is_empty():
+            return None
+        points = self._map.move_dims(isl.dim_type.out, 0, isl.dim_type.param, 0, 1)
+        points = points.move_dims(isl.dim_type.in_, 0, isl.dim_type.out, 0, 1).wrap().flatten().lexmin()
+        point = points.sample_point()
+        n, q, k = (point.get_coordinate_val(isl.dim_type.set, i).to_python() for i in range(3))
+        return Pair(n, q, k)
+
+    def contains(self, q: int, k: int, n: int) -> bool:
+        return 0 <= q < n and 0 <= k < n and bool(evaluate(self.predicate, {"q": q, "k": k, "n": n}))
+
+    @cached_property
+    def predicate(self) -> Scalar:
+        """The condition on ``q``, ``k``, ``n`` in closed form, given 0 <= q, k < n."""
+        with budget():
+            condition = _as_parameters(self._map).coalesce()
+            build = isl.AstBuild.from_context(isl.Set("[n, q, k] -> { : 0 <= q < n and 0 <= k < n }"))
+            return _scalar(build.expr_from_set(condition))
+
+    @cached_property
+    def rows(self) -> tuple[Loop, ...]:
+        """The keys of query ``q``: disjoint loops in ``q`` and ``n``, without guards.
+
+        Raises:
+            BudgetExceeded: the row needs more than `MAX_RESIDUES` loops.
+        """
+        with budget():
+            context = isl.Set("[n, q] -> { : 0 <= q < n }")
+            return tuple(loop for piece in self._pieces for loop in _row_loops(piece, context))
+
+    @property
+    def _pieces(self) -> list[isl.Map]:
+        disjoint = self._map.coalesce().make_disjoint()
+        return [isl.Map.from_basic_map(piece) for piece in disjoint.get_basic_maps()]
+
+    @_budgeted
+    def row(self, q: int, n: int) -> list[tuple[int, int, int]]:
+        """The keys of one query as disjoint runs (first, last, step), ascending by first."""
+        fixed = self._map.fix_val(isl.dim_type.param, 0, isl.Val(n)).fix_val(isl.dim_type.in_, 0, isl.Val(q))
+        runs: list[tuple[int, int, int]] = []
+        for piece in Relation(fixed)._pieces:
+            for loop in _row_loops(piece, isl.Set(f"[n, q] -> {{ : n = {n} and q = {q} }}")):
+                start, count = (int(evaluate(e, {"q": q, "n": n})) for e in (loop.start, loop.count))
+                if count > 0:
+                    runs.append((start, start + (count - 1) * loop.step, loop.step))
+        return sorted(runs)
+
+    def tiles(self, rows: int, columns: int) -> TileSets:
+        """Which tiles of ``rows`` queries by ``columns`` keys hold some pair, and which hold every pair.
+
+        Tile (I, J) covers queries I*rows to I*rows + rows - 1 that exist (q < n) and keys J*columns to
+        J*columns + columns - 1; a tile is full only if all of those keys exist and are read by all of those queries.
+        Where the exact sets are over their budget, no tile is called full and some empty ones are called partial.
+        """
+        try:
+            return self._tiles(rows, columns, self._map, exact=True)
+        except BudgetExceeded:
+            hull = self._map.remove_divs().coalesce()
+            return self._tiles(rows, columns, hull, exact=False)
+
+    @_budgeted
+    def _tiles(self, rows: int, columns: int, cover: isl.Map, *, exact: bool) -> TileSets:
+        row_tile = isl.Map(f"[n] -> {{ [q] -> [I] : I = floor(q/{rows}) and 0 <= q < n }}")
+        column_tile = isl.Map(f"[n] -> {{ [k] -> [J] : J = floor(k/{columns}) and k >= 0 }}")
+        halo = isl.Map("[n] -> { [q] -> [k] : 0 <= q < n and k >= 0 }")
+        active = row_tile.reverse().apply_range(cover).apply_range(column_tile).coalesce()
+        if exact:
+            broken = row_tile.reverse().apply_range(halo - self._map).apply_range(column_tile)
+            full = (active - broken).coalesce()
+        else:
+            full = active - active
+        tiles = TileSets(rows, columns, exact, full, (active - full).coalesce())
+        tiles.full, tiles.partial  # noqa: B018 - the loops count towards this budget
+        return tiles
+
+    def __str__(self) -> str:
+        return str(self._map)
+
+
+@dataclass(frozen=True, eq=False)
+class TileSets:
+    """The full and the partial tiles of a relation, as relations from row tile I to key tile J."""
+
+    rows: int
+    columns: int
+    exact: bool
+    _full: isl.Map
+    _partial: isl.Map
+
+    @cached_property
+    def full(self) -> tuple[Loop, ...]:
+        """The key tiles J of row tile ``I`` in which every pair holds: no mask is needed there."""
+        return self._loops(self._full)
+
+    @cached_property
+    def partial(self) -> tuple[Loop, ...]:
+        """The key tiles J of row tile ``I`` in which some but not every pair holds."""
+        return self._loops(self._partial)
+
+    @_budgeted
+    def _loops(self, tiles: isl.Map) -> tuple[Loop, ...]:
+        context = isl.Set(f"[n, I] -> {{ : I >= 0 and {self.rows} * I < n }}")
+        return tuple(_loops(_range_over(tiles, "I"), context))
+
+    @_budgeted
+    def predicate(self, *, full: bool) -> Scalar:
+        """Whether tile (``I``, ``J``) is full (or partial), as a condition on ``I``, ``J`` and ``n``."""
+        tiles = self._full if full else self._partial
+        condition = _as_parameters(tiles, "I", "J").coalesce()
+        build = isl.AstBuild.from_context(isl.Set("[n, I, J] -> { : I >= 0 and J >= 0 and n >= 1 }"))
+        return _scalar(build.expr_from_set(condition))
+
+
+@lru_cache(maxsize=1)
+def everything() -> Relation:
+    """All pairs."""
+    return Relation(isl.Map(_SPACE + " }"))
+
+
+@lru_cache(maxsize=1)
+def nothing() -> Relation:
+    """No pairs."""
+    return Relation(isl.Map(_SPACE + " and false }"))
+
+
+def _isl_text(node: Scalar) -> str:
+    match node:
+        case Const(bool(value)):
+            return "true" if value else "false"
+        case Const(value):
+            return str(value)
+        case Var(name):
+            return name
+        case Op("//", (a, Const(divisor))):
+            return f"floor(({_isl_text(a)})/{divisor})"
+        case Op("%", (a, Const(divisor))):
+            return f"(({_isl_text(a)}) mod {divisor})"
+        case Op("*", (a, b)):
+            constant, factor = (a, b) if isinstance(a, Const) else (b, a)
+            return f"({_isl_text(constant)} * ({_isl_text(factor)}))"
+        case Op("not", (a,)):
+            return f"not ({_isl_text(a)})"
+        case Op("==", (a, b)):
+            return f"({_isl_text(a)} = {_isl_text(b)})"
+        case Op(name, args):
+            return "(" + f" {name} ".join(map(_isl_text, args)) + ")"
+
+
+def _as_parameters(relation: isl.Map, domain: str = "q", range_: str = "k") -> isl.Set:
+    """The set of parameters (n, domain, range) for which the pair is in the relation."""
+    moved = relation.move_dims(isl.dim_type.param, 1, isl.dim_type.in_, 0, 1)
+    moved = moved.move_dims(isl.dim_type.param, 2, isl.dim_type.out, 0, 1)
+    return moved.params().set_dim_name(isl.dim_type.param, 1, domain).set_dim_name(isl.dim_type.param, 2, range_)
+
+
+def _range_over(relation: isl.Map, domain: str) -> isl.Set:
+    """The range, with the domain turned into a parameter."""
+    moved = relation.move_dims(isl.dim_type.param, 1, isl.dim_type.in_, 0, 1)
+    return moved.set_dim_name(isl.dim_type.param, 1, domain).range()
+
+
+def _loops(values: isl.Set, context: isl.Set) -> Iterator[Loop]:
+    """The one-dimensional set as loops, in the order and form of the library's code generator."""
+    values = values.coalesce().set_tuple_name("visit")
+    if values.is_empty():
+        return
+    options = isl.UnionMap("[n] -> { [i] -> separate[x] }")
+    build = isl.AstBuild.from_context(context).set_options(options)
+    schedule = isl.Map.identity(values.get_space().map_from_set()).intersect_domain(values)
+    yield from _walk(build.node_from_schedule_map(isl.UnionMap.from_map(schedule)), TRUE)
+
+
+def _walk(node: isl.AstNode, condition: Scalar) -> Iterator[Loop]:
+    kind = isl.ast_node_type
+    match node.get_type():
+        case kind.block:
+            children = node.block_get_children()
+            for i in range(children.n_ast_node()):
+                yield from _walk(children.get_at(i), condition)
+        case kind.if_:
+            test = _scalar(node.if_get_cond())
+            yield from _walk(node.if_get_then_node(), conjunction((condition, test)))
+            if node.if_has_else_node():
+                yield from _walk(node.if_get_else_node(), conjunction((condition, op("not", test))))
+        case kind.user:
+            value = _scalar(node.user_get_expr().get_op_arg(1))
+            yield Loop(value, op("where", condition, 1, 0), 1)
+        case kind.for_:
+            yield from _for(node, condition)
+        case other:
+            raise AssertionError(f"unexpected loop node {other}")
+
+
+def _for(node: isl.AstNode, condition: Scalar) -> Iterator[Loop]:
+    iterator = node.for_get_iterator().get_id().get_name()
+    start = _scalar(node.for_get_init())
+    if node.for_is_degenerate():
+        for loop in _walk(node.for_get_body(), condition):
+            yield Loop(substitute(loop.start, {iterator: start}), substitute(loop.count, {iterator: start}), 1)
+        return
+    step = node.for_get_inc().get_val().to_python()
+    match _scalar(node.for_get_cond()):
+        case Op("<=", (Var(name), last)) if name == iterator:
+            last_plus = op("+", op("-", last, start), step)
+        case Op("<", (Var(name), end)) if name == iterator:
+            last_plus = op("+", op("-", end, start), step - 1)
+        case other:
+            raise AssertionError(f"unexpected loop bound {other}")
+    count = op("where", condition, op("//", last_plus, step), 0)
+    yield from _for_body(node.for_get_body(), iterator, start, count, step, TRUE)
+
+
+def _for_body(node: isl.AstNode, iterator: str, start: Scalar, count: Scalar, step: int, guard: Scalar) -> Iterator[Loop]:
+    kind = isl.ast_node_type
+    match node.get_type():
+        case kind.user:
+            if _scalar(node.user_get_expr().get_op_arg(1)) != Var(iterator):
+                raise AssertionError("a loop visits something other than its iterator")
+            yield Loop(start, count, step, substitute(guard, {iterator: Var("x")}))
+        case kind.if_ if not node.if_has_else_node():
+            test = _scalar(node.if_get_cond())
+            yield from _for_body(node.if_get_then_node(), iterator, start, count, step, conjunction((guard, test)))
+        case other:
+            raise AssertionError(f"unexpected loop body {other}")
+
+
+def _row_loops(piece: isl.Map, context: isl.Set) -> Iterator[Loop]:
+    """Loops without guards over the keys of query q, splitting keys by residue where the piece needs it."""
+    loops = list(_loops(_range_over(piece, "q"), context))
+    if all(loop.guard == TRUE for loop in loops):
+        yield from loops
+        return
+    modulus = _key_modulus(piece)
+    residues = piece.range().apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
+    if modulus > MAX_RESIDUES or modulus == 1:
+        raise BudgetExceeded(f"the keys of a row repeat with a period of {modulus}, over {MAX_RESIDUES}")
+    found: list[int] = []
+    residues.foreach_point(lambda p: found.append(p.get_coordinate_val(isl.dim_type.set, 0).to_python()))
+    for residue in sorted(found):
+        one = piece.apply_range(isl.Map(f"[n] -> {{ [k] -> [u] : k = {modulus} * u + {residue} }}")).coalesce()
+        for loop in _loops(_range_over(one, "q"), context):
+            if loop.guard != TRUE:
+                raise BudgetExceeded("the keys of a row have no closed form")
+            start = op("+", op("*", modulus, loop.start), residue)
+            yield Loop(start, loop.count, modulus * loop.step)
+
+
+def _key_modulus(piece: isl.Map) -> int:
+    """A period of the keys: shifting k by it shifts every integer division of the piece by a whole number."""
+    modulus = 1
+    for basic in piece.wrap().flatten().compute_divs().get_basic_sets():
+        periods: list[int] = []  # of each division, 1 where k does not occur in it
+        for i in range(basic.dim(isl.dim_type.div)):
+            div = basic.get_div(i)
+            denominator = div.get_denominator_val().to_python()
+            scaled = div.get_coefficient_val(isl.dim_type.in_, 1).mul(isl.Val(denominator)).to_python()
+            period = denominator // gcd(denominator, scaled)
+            for j, inner in enumerate(periods):
+                if inner > 1 and not div.get_coefficient_val(isl.dim_type.div, j).is_zero():
+                    period = lcm(period, inner * denominator)
+            periods.append(period)
+        modulus = lcm(modulus, *periods)
+    return modulus
+
+
+_BINARY = {
+    isl.ast_expr_op_type.add: "+",
+    isl.ast_expr_op_type.sub: "-",
+    isl.ast_expr_op_type.mul: "*",
+    isl.ast_expr_op_type.fdiv_q: "//",
+    isl.ast_expr_op_type.pdiv_q: "//",
+    isl.ast_expr_op_type.pdiv_r: "%",
+    isl.ast_expr_op_type.zdiv_r: "%",
+    isl.ast_expr_op_type.div: "//",
+    isl.ast_expr_op_type.eq: "==",
+    isl.ast_expr_op_type.lt: "<",
+    isl.ast_expr_op_type.le: "<=",
+    isl.ast_expr_op_type.and_: "and",
+    isl.ast_expr_op_type.and_then: "and",
+    isl.ast_expr_op_type.or_: "or",
+    isl.ast_expr_op_type.or_else: "or",
+    isl.ast_expr_op_type.min: "min",
+    isl.ast_expr_op_type.max: "max",
+}
+_SWAPPED = {isl.ast_expr_op_type.gt: "<", isl.ast_expr_op_type.ge: "<="}
+
+
+def _scalar(expr: isl.AstExpr) -> Scalar:
+    kind = isl.ast_expr_type
+    match expr.get_type():
+        case kind.int:
+            return Const(expr.get_val().to_python())
+        case kind.id:
+            return Var(expr.get_id().get_name())
+    operator = expr.get_op_type()
+    args = [_scalar(expr.get_op_arg(i)) for i in range(expr.get_op_n_arg())]
+    types = isl.ast_expr_op_type
+    if operator in _BINARY:
+        name = _BINARY[operator]
+        folded = args[0]
+        for arg in args[1:]:
+            folded = op(name, folded, arg)  # type: ignore[arg-type]
+        return folded
+    if operator in _SWAPPED:
+        return op(_SWAPPED[operator], args[1], args[0])  # type: ignore[arg-type]
+    if operator == types.minus:
+        return op("-", ZERO, args[0])
+    if operator in (types.cond, types.select):
+        return op("where", args[0], args[1], args[2])
+    raise AssertionError(f"unexpected operator {operator}")
