@@ -18,7 +18,7 @@ import islpy as isl
 
 from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, conjunction, evaluate, op, substitute
 
-DEFAULT_BUDGET = 1_000_000
+DEFAULT_BUDGET = 2_000_000
 MAX_RESIDUES = 4_096
 
 T = TypeVar("T")
@@ -38,13 +38,22 @@ def budget(operations: int = DEFAULT_BUDGET) -> Iterator[None]:
         context.set_max_operations(operations)
     try:
         yield
-    except isl.Error as error:
-        if "maximal number of operations" in str(error) or "quota" in str(error):
+    except isl.Error:
+        if _spent():
             raise BudgetExceeded("the exact set computation is over its operation budget") from None
         raise
     finally:
         if outermost:
             context.set_max_operations(0)
+
+
+def _spent() -> bool:
+    """Whether the allowance is used up: then even the smallest call fails (its message may not say why)."""
+    try:
+        isl.Set("{ [0] }").is_empty()
+    except isl.Error:
+        return True
+    return False
 
 
 def _budgeted(function: Callable[..., T]) -> Callable[..., T]:
@@ -154,18 +163,23 @@ class Relation:
         with budget():
             condition = _as_parameters(self._map).coalesce()
             build = isl.AstBuild.from_context(isl.Set("[n, q, k] -> { : 0 <= q < n and 0 <= k < n }"))
-            return _scalar(build.expr_from_set(condition))
+            return _condition(build.expr_from_set(condition))
 
     @cached_property
     def rows(self) -> tuple[Loop, ...]:
-        """The keys of query ``q``: disjoint loops in ``q`` and ``n``, without guards.
+        """The keys of query ``q``: disjoint loops in ``q`` and ``n``, without guards. Raises `BudgetExceeded`."""
+        return self.block_rows(1)
+
+    @_budgeted
+    def block_rows(self, block: int) -> tuple[Loop, ...]:
+        """The key blocks that hold a pair with some query of query block ``q``: disjoint loops without guards.
 
         Raises:
-            BudgetExceeded: the row needs more than `MAX_RESIDUES` loops.
+            BudgetExceeded: there is no such list of at most `MAX_RESIDUES` loops within the budget.
         """
-        with budget():
-            context = isl.Set("[n, q] -> { : 0 <= q < n }")
-            return tuple(loop for piece in self._pieces for loop in _row_loops(piece, context))
+        blocked = Relation(_tile_rows(block).reverse().apply_range(self._map).apply_range(_tile_columns(block)).coalesce())
+        context = isl.Set(f"[n, q] -> {{ : 0 <= q and {block} * q < n }}")
+        return tuple(loop for piece in blocked._pieces for loop in _row_loops(piece, context))
 
     @property
     def _pieces(self) -> list[isl.Map]:
@@ -199,8 +213,7 @@ class Relation:
 
     @_budgeted
     def _tiles(self, rows: int, columns: int, cover: isl.Map, *, exact: bool) -> TileSets:
-        row_tile = isl.Map(f"[n] -> {{ [q] -> [I] : I = floor(q/{rows}) and 0 <= q < n }}")
-        column_tile = isl.Map(f"[n] -> {{ [k] -> [J] : J = floor(k/{columns}) and k >= 0 }}")
+        row_tile, column_tile = _tile_rows(rows), _tile_columns(columns)
         halo = isl.Map("[n] -> { [q] -> [k] : 0 <= q < n and k >= 0 }")
         active = row_tile.reverse().apply_range(cover).apply_range(column_tile).coalesce()
         if exact:
@@ -247,7 +260,7 @@ class TileSets:
         tiles = self._full if full else self._partial
         condition = _as_parameters(tiles, "I", "J").coalesce()
         build = isl.AstBuild.from_context(isl.Set("[n, I, J] -> { : I >= 0 and J >= 0 and n >= 1 }"))
-        return _scalar(build.expr_from_set(condition))
+        return _condition(build.expr_from_set(condition))
 
 
 @lru_cache(maxsize=1)
@@ -260,6 +273,14 @@ def everything() -> Relation:
 def nothing() -> Relation:
     """No pairs."""
     return Relation(isl.Map(_SPACE + " and false }"))
+
+
+def _tile_rows(size: int) -> isl.Map:
+    return isl.Map(f"[n] -> {{ [q] -> [I] : I = floor(q/{size}) and 0 <= q < n }}")
+
+
+def _tile_columns(size: int) -> isl.Map:
+    return isl.Map(f"[n] -> {{ [k] -> [J] : J = floor(k/{size}) and k >= 0 }}")
 
 
 def _isl_text(node: Scalar) -> str:
@@ -317,7 +338,7 @@ def _walk(node: isl.AstNode, condition: Scalar) -> Iterator[Loop]:
             for i in range(children.n_ast_node()):
                 yield from _walk(children.get_at(i), condition)
         case kind.if_:
-            test = _scalar(node.if_get_cond())
+            test = _condition(node.if_get_cond())
             yield from _walk(node.if_get_then_node(), conjunction((condition, test)))
             if node.if_has_else_node():
                 yield from _walk(node.if_get_else_node(), conjunction((condition, op("not", test))))
@@ -357,7 +378,7 @@ def _for_body(node: isl.AstNode, iterator: str, start: Scalar, count: Scalar, st
                 raise AssertionError("a loop visits something other than its iterator")
             yield Loop(start, count, step, substitute(guard, {iterator: Var("x")}))
         case kind.if_ if not node.if_has_else_node():
-            test = _scalar(node.if_get_cond())
+            test = _condition(node.if_get_cond())
             yield from _for_body(node.if_get_then_node(), iterator, start, count, step, conjunction((guard, test)))
         case other:
             raise AssertionError(f"unexpected loop body {other}")
@@ -422,6 +443,12 @@ _BINARY = {
     isl.ast_expr_op_type.max: "max",
 }
 _SWAPPED = {isl.ast_expr_op_type.gt: "<", isl.ast_expr_op_type.ge: "<="}
+
+
+def _condition(expr: isl.AstExpr) -> Scalar:
+    """A boolean expression; the library writes its constants as 0 and 1."""
+    value = _scalar(expr)
+    return Const(bool(value.value)) if isinstance(value, Const) else value
 
 
 def _scalar(expr: isl.AstExpr) -> Scalar:

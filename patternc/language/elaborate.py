@@ -1,0 +1,315 @@
+"""Syntax to meaning: a closed expression (one head of one layer) becomes a union of terms over exact relations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache, reduce
+from typing import Any
+
+from patternc.diagnostics import PatternError, suggest
+from patternc.language.parser import MAX_INTEGER, parse_program
+from patternc.language.primitives import PRIMITIVES, BadArgument, Count, Input, Positions, Primitive, Size
+from patternc.language.resolve import RESERVED, check_keyword, preset_definitions
+from patternc.language.syntax import Call, Chain, Expression, Integer, Keyword, List, Name, Range, Unary
+from patternc.relation import BudgetExceeded, Relation, budget
+from patternc.scalar import FALSE, TRUE, Const, Scalar, Var, conjunction, disjunction, op
+from patternc.source import Span
+from patternc.terms import CannotComplement, Condition, Document, Layout, Meaning, Random, TooManyTerms, TopK
+
+_POSITIONS = ("q", "k", "n")
+_COMPARISONS = {"<", "<=", ">", ">=", "==", "!="}
+
+
+def meaning(node: Expression) -> Meaning:
+    """The union of terms that a closed, mixture-free expression stands for.
+
+    Raises:
+        PatternError: unknown names, wrong arguments, types that do not fit, or sets too complex to compute exactly.
+    """
+    try:
+        with budget():
+            return _pattern(node)
+    except BudgetExceeded:
+        message = "this is too complex: the exact set computation is over its operation budget"
+        raise PatternError("too-complex", message, node.span, "use fewer and smaller moduli in one condition") from None
+    except TooManyTerms:
+        raise PatternError("too-many-terms", "distributing '&' over '|' gives over 1,000 terms", node.span) from None
+
+
+def _pattern(node: Expression) -> Meaning:
+    match node:
+        case Name(name, span):
+            return _of_result(*_primitive(name, [], (), span))
+        case Call("where", arguments, keywords, span):
+            if len(arguments) != 1 or keywords:
+                raise PatternError("wrong-argument", "'where' takes one condition on q, k and n", span, "where(0 <= q - k and q - k < 128)")
+            return Meaning.of_set(Condition(Relation.where(condition(arguments[0]))))
+        case Call(function, arguments, keywords, span):
+            return _of_result(*_primitive(function, list(arguments), keywords, span))
+        case Unary("~", operand, span):
+            return _complement(_pattern(operand), span)
+        case Chain(operands, operators) if set(operators) <= {"|", "&", "-"}:
+            parts = [_pattern(operand) for operand in operands]
+            if operators[0] == "-":
+                rest = [_complement(part, operand.span) for part, operand in zip(parts[1:], operands[1:], strict=True)]
+                return reduce(Meaning.__and__, rest, parts[0])
+            return reduce(Meaning.__or__ if operators[0] == "|" else Meaning.__and__, parts)
+        case Chain(operands, operators):
+            raise _not_a_pattern(node, operators)
+        case Integer(value, span):
+            raise PatternError("wrong-type", f"a pattern was expected, and {value} is a number", span, f"window({value})?")
+        case List(_, span):
+            raise PatternError("wrong-type", "a pattern was expected, and this is a list", span, "columns([0..3]) reads listed keys")
+        case Unary(operator, _, span):
+            hint = "'~' is the complement of a pattern" if operator == "not" else "a - b removes the pairs of b from a"
+            raise PatternError("wrong-type", f"'{operator}' does not apply to a pattern", span, hint)
+
+
+def _not_a_pattern(node: Chain, operators: tuple[str, ...]) -> PatternError:
+    if set(operators) & {"+", "*"}:
+        hint = "sums and repeats of patterns stand inside heads(...) or layers(...); union is '|'"
+    elif set(operators) & _COMPARISONS:
+        hint = "a condition on positions is written where(...)"
+    else:
+        hint = "union is '|' and intersection is '&'"
+    return PatternError("wrong-type", f"'{operators[0]}' does not join patterns", node.span, hint)
+
+
+def _complement(value: Meaning, span: Span) -> Meaning:
+    try:
+        return ~value
+    except CannotComplement as error:
+        message = f"'{error}' has no complement: which keys it picks depends on its candidates"
+        raise PatternError("no-complement", message, span, "complement the patterns beside it instead") from None
+
+
+def _of_result(result: Any, span: Span) -> Meaning:
+    match result:
+        case str(text):
+            return Meaning.of_set(Condition(Relation.where(primitive_condition(text))))
+        case Layout() | Document():
+            return Meaning.of_set(Condition(Relation.where(TRUE), (result,)))
+        case Random() | TopK():
+            return Meaning.of_choice(result)
+    raise AssertionError(f"a primitive at {span} returned {result!r}")
+
+
+@lru_cache(maxsize=4_096)
+def primitive_condition(text: str) -> Scalar:
+    """A primitive's own condition text as an expression over q, k, n."""
+    body = parse_program(text, "<primitive>").body
+    assert body is not None
+    return condition(body)
+
+
+def condition(node: Expression) -> Scalar:
+    """A condition of `where(...)`: comparisons of whole-number expressions joined by and, or, not."""
+    match node:
+        case Name("true"):
+            return TRUE
+        case Name("false"):
+            return FALSE
+        case Unary("not", operand):
+            return op("not", condition(operand))
+        case Chain(operands, operators) if operators[0] in ("and", "or"):
+            parts = [condition(operand) for operand in operands]
+            return conjunction(parts) if operators[0] == "and" else disjunction(parts)
+        case Chain(operands, operators) if operators[0] in _COMPARISONS:
+            values = [_number(operand) for operand in operands]
+            return conjunction(_compare(o, a, b) for o, a, b in zip(operators, values, values[1:], strict=False))
+        case Chain(_, operators) if operators[0] in ("|", "&"):
+            word = "or" if operators[0] == "|" else "and"
+            raise PatternError("wrong-type", f"'{operators[0]}' joins patterns, and this is a condition", node.span, f"write '{word}'")
+    message = "a condition was expected, such as q - k < 128"
+    raise PatternError("wrong-type", message, node.span, "compare with <, <=, ==, !=, >= or >")
+
+
+def _compare(operator: str, a: Scalar, b: Scalar) -> Scalar:
+    match operator:
+        case ">":
+            return op("<", b, a)
+        case ">=":
+            return op("<=", b, a)
+    return op(operator, a, b)  # type: ignore[arg-type]
+
+
+def _number(node: Expression) -> Scalar:
+    """A whole-number expression over q, k, n, linear up to floor division and remainder by constants."""
+    match node:
+        case Integer() | Unary("-", Integer()):
+            return op("+", _constant(node), 0)
+        case Name(name, span):
+            if name not in _POSITIONS:
+                raise PatternError("unknown-name", f"unknown name '{name}' in a condition", span, "conditions speak of q, k and n")
+            return Var(name)
+        case Unary("-", operand):
+            return op("-", 0, _number(operand))
+        case Chain(operands, operators) if set(operators) <= {"+", "-"}:
+            value = _number(operands[0])
+            for operator, operand in zip(operators, operands[1:], strict=True):
+                value = op(operator, value, _number(operand))  # type: ignore[arg-type]
+            return value
+        case Chain(operands, operators) if set(operators) <= {"*", "//", "%"}:
+            value = _number(operands[0])
+            for operator, operand in zip(operators, operands[1:], strict=True):
+                value = _product(operator, value, _number(operand), operand.span)
+            return value
+        case Call(function, _, _, span):
+            raise PatternError("wrong-type", f"'{function}(...)' cannot stand in a condition", span, "join patterns outside where(...) with '&'")
+    raise PatternError("wrong-type", "a number was expected here", node.span, "numbers are built from q, k, n with + - * // %")
+
+
+def _product(operator: str, a: Scalar, b: Scalar, span: Span) -> Scalar:
+    a_value, b_value = (_constant_value(x) for x in (a, b))
+    if operator == "*":
+        if a_value is None and b_value is None:
+            raise PatternError("not-linear", "a product of two variables is not allowed", span, "one of the two factors must be a constant")
+        return op("*", a, b) if a_value is not None else op("*", b, a)
+    if b_value is None:
+        raise PatternError("not-linear", f"'{operator}' by a variable is not allowed", span, "divide by a constant")
+    if b_value == 0:
+        raise PatternError("division-by-zero", "division by zero", span)
+    if b_value < 0:
+        raise PatternError("not-positive", f"'{operator}' by a negative number is not allowed", span, "divide by a positive constant")
+    return op(operator, a, b)  # type: ignore[arg-type]
+
+
+def _constant_value(value: Scalar) -> int | None:
+    return int(value.value) if isinstance(value, Const) else None
+
+
+def _primitive(name: str, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span) -> tuple[Any, Span]:
+    primitive = PRIMITIVES.get(name)
+    if primitive is None:
+        raise _unknown(name, span)
+    bound, spans = _bind(primitive, arguments, keywords, span)
+    try:
+        return primitive.build(**bound), span
+    except BadArgument as error:
+        raise PatternError("wrong-argument", str(error), spans.get(error.argument, span), error.hint) from None
+
+
+def _unknown(name: str, span: Span) -> PatternError:
+    if name in ("q", "k", "n"):
+        return PatternError("wrong-type", f"'{name}' is a position, not a pattern", span, "conditions on positions are written where(...)")
+    known = [w for w in (RESERVED | preset_definitions().keys()) - {"q", "k", "n", "all", "true", "false"}]
+    return PatternError("unknown-name", f"unknown pattern '{name}'", span, suggest(name, known))
+
+
+def _bind(
+    primitive: Primitive, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span
+) -> tuple[dict[str, Any], dict[str, Span]]:
+    parameters = inspect.signature(primitive.build, eval_str=True).parameters
+    names = list(parameters)
+    positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(arguments) > len(positional):
+        takes = f"at most {len(positional)} positional" if len(names) > len(positional) else str(len(positional) or "no")
+        plural = "" if takes == "1" else "s"
+        message = f"'{primitive.name}' takes {takes} argument{plural}, and this is one more"
+        raise PatternError("too-many-arguments", message, arguments[len(positional)].span, f"as in {primitive.example}")
+    given: dict[str, Expression] = dict(zip(positional, arguments, strict=False))
+    spans = {name: value.span for name, value in given.items()}
+    for keyword in keywords:
+        check_keyword(primitive.name, keyword.name, names, given, keyword.span)
+        assert keyword.value is not None
+        given[keyword.name] = keyword.value
+        spans[keyword.name] = keyword.value.span
+    for name, parameter in parameters.items():
+        if name not in given and parameter.default is parameter.empty:
+            raise PatternError("missing-argument", f"'{primitive.name}' needs '{name}'", span, f"as in {primitive.example}")
+    values = {name: _argument(primitive, name, value, parameters[name].annotation) for name, value in given.items()}
+    return values, spans
+
+
+def _argument(primitive: Primitive, name: str, node: Expression, kind: Any) -> Any:
+    label = f"'{name}' of '{primitive.name}'"
+    if kind == (Size | None):
+        if name == "pool" and isinstance(node, Name) and node.name == "all":
+            return None
+        kind = Size
+    elif kind == (Count | None):
+        kind = Count
+    if kind is Input:
+        if not isinstance(node, Name) or node.name in RESERVED:
+            message = f"{label} is the name of a runtime input"
+            raise PatternError("wrong-type", message, node.span, "a plain name, given to the kernel as a keyword argument")
+        return node.name
+    if kind is Positions:
+        return _positions(node, label)
+    value = _integer(node, label)
+    if kind is Size and value < 1:
+        raise PatternError("not-positive", f"{label} must be positive, got {value}", node.span)
+    if kind is Count and value < 0:
+        raise PatternError("negative", f"{label} must not be negative, got {value}", node.span)
+    return value
+
+
+def _integer(node: Expression, label: str) -> int:
+    value = _constant(node)
+    if value is None:
+        hint = None
+        if isinstance(node, Name):
+            hint = f"'{node.name}' is not defined; name a number with 'let {node.name} = 4096'"
+        raise PatternError("wrong-type", f"{label} is a number", node.span, hint)
+    if abs(value) > MAX_INTEGER:
+        raise PatternError("integer-too-large", f"{value} is over {MAX_INTEGER:,} (2^31 - 1)", node.span)
+    return value
+
+
+_FOLD: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
+}
+
+
+def _constant(node: Expression) -> Any:
+    """The value of a constant whole-number expression, or None if it is not one."""
+    match node:
+        case Integer(value):
+            return value
+        case Unary("-", operand):
+            value = _constant(operand)
+            return None if value is None else -value
+        case Chain(operands, operators) if set(operators) <= _FOLD.keys():
+            values = [_constant(operand) for operand in operands]
+            if None in values:
+                return None
+            total = values[0]
+            for operator, operand, value in zip(operators, operands[1:], values[1:], strict=True):
+                if operator in ("//", "%") and value == 0:
+                    raise PatternError("division-by-zero", "division by zero", operand.span)
+                total = _FOLD[operator](total, value)
+            return total
+    return None
+
+
+def _positions(node: Expression, label: str) -> Positions:
+    if not isinstance(node, List):
+        raise PatternError("wrong-type", f"{label} is a list of positions", node.span, "as in [0, 5, -1] or [0..63]")
+    if not node.items:
+        raise PatternError("empty-list", f"{label} is empty", node.span, "'none' is the pattern without pairs")
+    ranges: list[tuple[int, int]] = []
+    for item in node.items:
+        first, last = (item.first, item.last) if isinstance(item, Range) else (item, item)
+        a, b = _integer(first, f"a position in {label}"), _integer(last, f"a position in {label}")
+        if (a < 0) == (b < 0) and a > b:
+            raise PatternError("empty-range", f"the range {a}..{b} is empty", item.span, f"write {b}..{a}")
+        ranges.append((a, b))
+    return _merged(ranges)
+
+
+def _merged(ranges: list[tuple[int, int]]) -> Positions:
+    """Sorted, with touching ranges of one sign joined: [0, 1, 2] is one range."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(set(ranges)):
+        before = merged[-1] if merged else None
+        if before and (before[0] < 0) == (before[1] < 0) == (first < 0) == (last < 0) and first <= before[1] + 1:
+            merged[-1] = (before[0], max(before[1], last))
+        else:
+            merged.append((first, last))
+    return tuple(merged)
+

@@ -1,0 +1,228 @@
+"""Names to what they stand for: definitions inlined, mixtures indexed. What is left needs no environment.
+
+A pattern is a function of (layer, head): `layers(...)` and `heads(...)` are schedules that repeat, and `select` takes the
+one that a layer and a head use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from importlib.resources import files
+from math import lcm
+from types import MappingProxyType
+
+from patternc.diagnostics import PatternError, suggest
+from patternc.language.parser import parse_program
+from patternc.language.primitives import PRIMITIVES
+from patternc.language.syntax import (
+    Call,
+    Chain,
+    Definition,
+    Expression,
+    Integer,
+    Keyword,
+    List,
+    Name,
+    Program,
+    Range,
+    Unary,
+)
+from patternc.source import Span
+
+MAX_NODES = 20_000
+MAX_PERIOD = 4_096
+MIXTURES = ("heads", "layers")
+RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES, *PRIMITIVES})
+
+Definitions = Mapping[str, Definition]
+
+
+@lru_cache(maxsize=1)
+def preset_definitions() -> Definitions:
+    """The definitions of `grammar/presets.pat`, by name."""
+    text = files("patternc.grammar").joinpath("presets.pat").read_text("utf-8")
+    return MappingProxyType({d.name: d for d in parse_program(text, "presets.pat").definitions})
+
+
+def resolve(program: Program) -> Expression:
+    """The program's expression with every definition inlined.
+
+    Raises:
+        PatternError: names defined twice or wrongly, recursion, wrong arguments of a `def`, or too large a result.
+    """
+    own = _own_definitions(program)
+    if program.body is None:
+        if not program.definitions:
+            raise PatternError("empty", "there is no pattern here", None, 'write one, such as "causal & window(4096)"')
+        last = program.definitions[-1]
+        raise PatternError("no-expression", "there are definitions here, but no expression to use", last.span, f"end with '{last.name}'")
+    return _Inliner(own).inline(program.body)
+
+
+def named_patterns(program: Program) -> dict[str, Expression]:
+    """Every `pattern name = ...` of a file, inlined."""
+    own = _own_definitions(program)
+    return {d.name: _Inliner(own).inline(d.value) for d in program.definitions if d.keyword == "pattern"}
+
+
+def _own_definitions(program: Program) -> Definitions:
+    own: dict[str, Definition] = {}
+    for definition in program.definitions:
+        for name, span in [(definition.name, definition.span), *((p.name, p.span) for p in definition.parameters)]:
+            if name in RESERVED:
+                raise PatternError("reserved-name", f"'{name}' is a word of the language and cannot be redefined", span, f"call it '{name}_'")
+        if definition.name in own:
+            raise PatternError("defined-twice", f"'{definition.name}' is already defined", definition.span)
+        own[definition.name] = definition
+    return own
+
+
+class _Inliner:
+    """Substitutes definitions and parameters, counting the nodes that the written-out tree would have."""
+
+    def __init__(self, own: Definitions):
+        self._definitions = {**preset_definitions(), **own}
+        self._active: list[str] = []
+        self._nodes = 0
+
+    def inline(self, node: Expression, parameters: Mapping[str, Expression] = MappingProxyType({})) -> Expression:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise PatternError("too-large", f"written out, this has over {MAX_NODES:,} parts", node.span, "definitions multiply when they nest")
+        match node:
+            case Name(name) if name in parameters:
+                self._nodes += sum(1 for _ in walk(parameters[name]))
+                return parameters[name]
+            case Name(name, span) if name in self._definitions:
+                return self._expand(self._definitions[name], {}, span)
+            case Call(function, arguments, keywords, span) if function in self._definitions:
+                definition = self._definitions[function]
+                if definition.keyword != "def":
+                    raise PatternError("not-callable", f"'{function}' takes no arguments", span, f"write '{function}'")
+                inlined = [self.inline(a, parameters) for a in arguments]
+                named = {k.name: (self.inline(_value(k), parameters), k.span) for k in keywords}
+                return self._expand(definition, self._bind(definition, inlined, named, span), span)
+            case _:
+                return map_children(node, lambda child: self.inline(child, parameters))
+
+    def _expand(self, definition: Definition, bound: Mapping[str, Expression], span: Span) -> Expression:
+        if definition.name in self._active:
+            chain = " -> ".join([*self._active[self._active.index(definition.name) :], definition.name])
+            raise PatternError("recursion", f"'{definition.name}' is defined by itself: {chain}", span)
+        if definition.parameters and not bound:
+            bound = self._bind(definition, [], {}, span)
+        self._active.append(definition.name)
+        expanded = self.inline(definition.value, bound)
+        self._active.pop()
+        return expanded
+
+    def _bind(
+        self, definition: Definition, arguments: list[Expression], keywords: dict[str, tuple[Expression, Span]], span: Span
+    ) -> dict[str, Expression]:
+        names = [p.name for p in definition.parameters]
+        if len(arguments) > len(names):
+            raise PatternError("too-many-arguments", f"'{definition.name}' takes {_count(len(names))}", arguments[len(names)].span)
+        bound = dict(zip(names, arguments, strict=False))
+        for name, (value, at) in keywords.items():
+            check_keyword(definition.name, name, names, bound, at)
+            bound[name] = value
+        for parameter in definition.parameters:
+            if parameter.name not in bound:
+                if parameter.value is None:
+                    raise PatternError("missing-argument", f"'{definition.name}' needs '{parameter.name}'", span)
+                bound[parameter.name] = self.inline(parameter.value)
+        return bound
+
+
+def check_keyword(function: str, name: str, known: list[str], bound: Mapping[str, object], span: Span) -> None:
+    """Refuse a keyword argument that the function does not have, or that was given before."""
+    if name not in known:
+        hint = suggest(name, known) or (f"its arguments are {', '.join(known)}" if known else None)
+        raise PatternError("unknown-argument", f"'{function}' has no argument '{name}'", span, hint)
+    if name in bound:
+        raise PatternError("duplicate-argument", f"'{function}' got '{name}' twice", span)
+
+
+def _count(number: int) -> str:
+    return "no arguments" if number == 0 else f"{number} argument{'s' if number > 1 else ''}"
+
+
+def _value(keyword: Keyword) -> Expression:
+    assert keyword.value is not None
+    return keyword.value
+
+
+def map_children(node: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """``node`` with ``change`` applied to its direct subexpressions."""
+    match node:
+        case List(items):
+            return replace(node, items=tuple(_map_item(item, change) for item in items))
+        case Call(_, arguments, keywords):
+            changed = tuple(replace(k, value=change(_value(k))) for k in keywords)
+            return replace(node, arguments=tuple(map(change, arguments)), keywords=changed)
+        case Unary(_, operand):
+            return replace(node, operand=change(operand))
+        case Chain(operands):
+            return replace(node, operands=tuple(map(change, operands)))
+    return node
+
+
+def _map_item(item: Expression | Range, change: Callable[[Expression], Expression]) -> Expression | Range:
+    return replace(item, first=change(item.first), last=change(item.last)) if isinstance(item, Range) else change(item)
+
+
+def walk(node: Expression) -> Iterator[Expression]:
+    """The node and everything below it."""
+    yield node
+    below: list[Expression] = []
+    map_children(node, lambda child: below.append(child) or child)  # type: ignore[func-returns-value]
+    for child in below:
+        yield from walk(child)
+
+
+def mixture_items(call: Call) -> list[tuple[int, Expression]]:
+    """The (repeat, pattern) items of ``heads(4 * A + 4 * B)`` or ``layers(...)``."""
+    if len(call.arguments) != 1 or call.keywords:
+        raise PatternError("mixture", f"'{call.function}' takes one sum of patterns", call.span, f"{call.function}(4 * causal + full)")
+    (argument,) = call.arguments
+    parts = argument.operands if isinstance(argument, Chain) and set(argument.operators) == {"+"} else (argument,)
+    items = []
+    for part in parts:
+        match part:
+            case Chain((Integer(repeat, span), pattern), ("*",)):
+                if repeat < 1:
+                    raise PatternError("not-positive", f"a pattern is repeated at least once, not {repeat} times", span)
+                items.append((repeat, pattern))
+            case Chain(_, operators) if set(operators) & {"*", "+", "//", "%"}:
+                message = f"'{call.function}' takes a sum of patterns, each with a repeat before it"
+                raise PatternError("mixture", message, part.span, f"{call.function}(4 * (causal & window(128)) + causal)")
+            case _:
+                items.append((1, part))
+    if sum(repeat for repeat, _ in items) > MAX_PERIOD:
+        raise PatternError("too-many-repeats", f"'{call.function}' repeats after at most {MAX_PERIOD:,}", call.span)
+    return items
+
+
+def period(node: Expression, mixture: str) -> int:
+    """After how many heads (layers) the pattern repeats; 1 where there is no such mixture."""
+    found = 1
+    for part in walk(node):
+        if isinstance(part, Call) and part.function == mixture:
+            found = lcm(found, sum(repeat for repeat, _ in mixture_items(part)))
+            if found > MAX_PERIOD:
+                raise PatternError("too-many-repeats", f"these {mixture} repeat only after {found:,}, over {MAX_PERIOD:,}", part.span)
+    return found
+
+
+def select(node: Expression, chosen: Mapping[str, int]) -> Expression:
+    """The pattern of one head and/or layer, such as ``{"heads": 3}``."""
+    if isinstance(node, Call) and node.function in chosen:
+        items = mixture_items(node)
+        index = chosen[node.function] % sum(repeat for repeat, _ in items)
+        for repeat, pattern in items:
+            if index < repeat:
+                return select(pattern, chosen)
+            index -= repeat
+    return map_children(node, lambda child: select(child, chosen))

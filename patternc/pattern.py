@@ -1,0 +1,235 @@
+"""The thing a user holds: a pattern, immutable, printable as its expression, comparable by what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from patternc.dense import Evaluator, check_dense
+from patternc.diagnostics import PatternError, suggest
+from patternc.language.elaborate import meaning
+from patternc.language.parser import parse_program
+from patternc.language.printer import show
+from patternc.language.resolve import named_patterns, period, preset_definitions, resolve, select
+from patternc.language.syntax import Expression
+from patternc.relation import Pair
+from patternc.terms import Meaning
+
+MAX_N = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """The answer to "is a a subset of b": True, False with a witness, or unknown (None) with a reason."""
+
+    holds: bool | None
+    witness: Pair | None = None
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.holds is True
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which keys each query may read, for every sequence length n, head and layer.
+
+    Two patterns are equal (`==`) when their expressions are; `equivalent` compares what they mean.
+    """
+
+    expression: Expression
+    name: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        for one in self._distinct():
+            _meaning(one)
+
+    def _distinct(self) -> list[Expression]:
+        chosen = ({"layers": i, "heads": h} for i in range(self.layers) for h in range(self.heads))
+        return list(dict.fromkeys(select(self.expression, c) for c in chosen))
+
+    def __str__(self) -> str:
+        return show(self.expression)
+
+    def __repr__(self) -> str:
+        return f"parse({str(self)!r})"
+
+    def _repr_html_(self) -> str:
+        from patternc.report.html import pattern_card
+
+        return pattern_card(self)
+
+    @cached_property
+    def heads(self) -> int:
+        """After how many heads the pattern repeats (1: all heads alike)."""
+        return period(self.expression, "heads")
+
+    @cached_property
+    def layers(self) -> int:
+        """After how many layers the pattern repeats (1: all layers alike)."""
+        return period(self.expression, "layers")
+
+    def layer(self, index: int) -> Pattern:
+        """The pattern of one layer, counted from 0 at the bottom."""
+        return Pattern(select(self.expression, {"layers": index}), self.name)
+
+    def head(self, index: int) -> Pattern:
+        """The pattern of one query head."""
+        return Pattern(select(self.expression, {"heads": index}), self.name)
+
+    def meaning(self, *, head: int = 0, layer: int | None = None) -> Meaning:
+        """The union of terms of one head.
+
+        Raises:
+            PatternError: the layers differ and ``layer`` is not given.
+        """
+        if layer is None and self.layers > 1:
+            message = f"the layers differ (they repeat after {self.layers}), and no layer was chosen"
+            raise PatternError("which-layer", message, None, "take one with pattern.layer(0), or pass layer=0")
+        return _meaning(select(self.expression, {"layers": layer or 0, "heads": head}))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the runtime inputs, in order of appearance."""
+        return tuple(dict.fromkeys(use.name for one in self._distinct() for use in _meaning(one).inputs))
+
+    def mask(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> npt.NDArray[np.bool_]:
+        """The dense mask of one head: an (n, n) boolean array, true where query (row) may read key (column).
+
+        Args:
+            inputs: the runtime inputs by name: block tables, document ids or cu_seqlens, scores.
+
+        Raises:
+            ValueError: n < 1, n over 32,768, or a runtime input is missing or of the wrong shape.
+        """
+        _check_n(n)
+        check_dense(n)
+        evaluator = Evaluator(self.meaning(head=head, layer=layer), n, head, inputs)
+        k = np.arange(n)[None, :]
+        return np.concatenate([evaluator.holds(q[:, None], k) for q in evaluator.row_blocks()])
+
+    def row(self, q: int, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> list[tuple[int, int, int]]:
+        """The keys of one query as ascending runs (first, last, step); the other rows are not touched."""
+        _check_n(n)
+        if not 0 <= q < n:
+            raise ValueError(f"q = {q} is not a position of a sequence of n = {n}")
+        one = self.meaning(head=head, layer=layer)
+        if one.is_static:
+            return one.static.row(q, n)
+        evaluator = Evaluator(one, n, head, inputs)
+        return _runs(evaluator.holds(np.array([[q]]), np.arange(n)[None, :])[0])
+
+    def nnz(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> int:
+        """The exact number of pairs of one head at n, each counted once."""
+        _check_n(n)
+        return Evaluator(self.meaning(head=head, layer=layer), n, head, inputs).count()
+
+    def is_subset(self, other: Pattern | str) -> Inclusion:
+        """Whether every pair of this pattern is in ``other``, for every n, head and layer; a witness pair where not."""
+        other = parse(other) if isinstance(other, str) else other
+        unknown: Inclusion | None = None
+        for a, b in _aligned(self, other):
+            answer = _included(a, b)
+            if answer.holds is False:
+                return answer
+            unknown = unknown or (answer if answer.holds is None else None)
+        return unknown or Inclusion(True)
+
+    def equivalent(self, other: Pattern | str) -> Inclusion:
+        """Whether both patterns hold the same pairs, for every n, head and layer; a witness pair where not."""
+        other = parse(other) if isinstance(other, str) else other
+        forth, back = self.is_subset(other), other.is_subset(self)
+        return min((forth, back), key=lambda a: {False: 0, None: 1, True: 2}[a.holds])
+
+
+def _aligned(a: Pattern, b: Pattern) -> Iterator[tuple[Meaning, Meaning]]:
+    from math import lcm
+
+    heads, layers = lcm(a.heads, b.heads), lcm(a.layers, b.layers)
+    seen = set()
+    for layer in range(layers):
+        for head in range(heads):
+            chosen = {"layers": layer, "heads": head}
+            pair = (select(a.expression, chosen), select(b.expression, chosen))
+            if pair not in seen:
+                seen.add(pair)
+                yield _meaning(pair[0]), _meaning(pair[1])
+
+
+def _included(a: Meaning, b: Meaning) -> Inclusion:
+    missing = a.static - b.possible
+    if not missing.is_empty():
+        return Inclusion(False, missing.sample())
+    for term in a.terms:
+        for condition in term.conditions:
+            if condition.relation.is_subset(b.static):
+                continue
+            if not any(_covers(other, term, condition.filters) and condition.relation.is_subset(_relation_under(other, condition.filters)) for other in b.terms):
+                return Inclusion(None, None, f"'{term}' depends on runtime inputs or draws, and the other side does not hold all that it may")
+    return Inclusion(True)
+
+
+def _covers(other: Any, term: Any, filters: Any) -> bool:
+    if not other.choices:
+        return True
+    same = other.choices == term.choices and len(other.conditions) == len(term.conditions)
+    return same and all(
+        x.filters == y.filters and x.relation.equals(y.relation) for x, y in zip(other.conditions, term.conditions, strict=True)
+    )
+
+
+def _relation_under(other: Any, filters: Any) -> Any:
+    from functools import reduce
+
+    from patternc.relation import Relation, nothing
+
+    usable = (c.relation for c in other.conditions if set(c.filters) <= set(filters))
+    return reduce(Relation.__or__, usable, nothing())
+
+
+@lru_cache(maxsize=512)
+def _meaning(expression: Expression) -> Meaning:
+    return meaning(expression)
+
+
+def _check_n(n: int) -> None:
+    if not isinstance(n, int) or n < 1 or n > MAX_N:
+        raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, got {n!r}")
+
+
+def _runs(row: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(np.int8)))
+    return [(int(first), int(end) - 1, 1) for first, end in edges.reshape(-1, 2)]
+
+
+def parse(text: str, name: str = "<pattern>") -> Pattern:
+    """Read a pattern: an expression, with definitions before it if you like, or the name of a preset.
+
+    Raises:
+        PatternError: with a code, the place, a caret and a hint.
+    """
+    return Pattern(resolve(parse_program(text, name)))
+
+
+def parse_file(text: str, name: str) -> dict[str, Pattern]:
+    """Every `pattern name = ...` of a `.pat` file, by name."""
+    return {key: Pattern(value, key) for key, value in named_patterns(parse_program(text, name)).items()}
+
+
+def presets() -> dict[str, Pattern]:
+    """The published patterns that ship with the package, by name."""
+    return {name: preset(name) for name, d in preset_definitions().items() if d.keyword == "pattern"}
+
+
+@lru_cache(maxsize=256)
+def preset(name: str) -> Pattern:
+    """One published pattern by name, such as "bigbird"."""
+    known = [n for n, d in preset_definitions().items() if d.keyword == "pattern"]
+    if name not in known:
+        raise PatternError("unknown-name", f"unknown preset '{name}'", None, suggest(name, known))
+    return Pattern(parse(name).expression, name)
