@@ -1,0 +1,1 @@
+"""Backends: one `emit_*.py` each, found by its file name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from patternc.language.resolve import named_patterns, period, preset_definitions
 from patternc.language.syntax import Expression
 from patternc.relation import Pair
 from patternc.terms import Meaning
+
+if TYPE_CHECKING:
+    from patternc.analysis.verdict import Verdict
 
 MAX_N = 2**31 - 1
 
@@ -137,14 +140,33 @@ class Pattern:
             answer = _included(a, b)
             if answer.holds is False:
                 return answer
-            unknown = unknown or (answer if answer.holds is None else None)
-        return unknown or Inclusion(True)
+            if answer.holds is None and unknown is None:
+                unknown = answer
+        return Inclusion(True) if unknown is None else unknown
 
     def equivalent(self, other: Pattern | str) -> Inclusion:
         """Whether both patterns hold the same pairs, for every n, head and layer; a witness pair where not."""
         other = parse(other) if isinstance(other, str) else other
         forth, back = self.is_subset(other), other.is_subset(self)
         return min((forth, back), key=lambda a: {False: 0, None: 1, True: 2}[a.holds])
+
+    def prove_causal(self) -> Verdict:
+        """Whether no query ever reads a key after it: for every n, layer, head, runtime input, draw and score."""
+        from patternc.analysis.causal import prove_causal
+
+        return prove_causal(self)
+
+    def prove_nonempty(self) -> Verdict:
+        """Whether every query reads some key: for every n, layer, head and runtime input, and for finite scores."""
+        from patternc.analysis.nonempty import prove_nonempty
+
+        return prove_nonempty(self)
+
+    def prove_self_loops(self) -> Verdict:
+        """Whether every query reads its own position: for every n, layer, head, runtime input, draw and score."""
+        from patternc.analysis.self_loops import prove_self_loops
+
+        return prove_self_loops(self)
 
 
 def _aligned(a: Pattern, b: Pattern) -> Iterator[tuple[Meaning, Meaning]]:

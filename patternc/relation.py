@@ -19,6 +19,7 @@ import islpy as isl
 from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, conjunction, evaluate, op, substitute
 
 DEFAULT_BUDGET = 2_000_000
+TILE_BUDGET = 1_000_000
 MAX_RESIDUES = 4_096
 
 T = TypeVar("T")
@@ -206,7 +207,8 @@ class Relation:
         Where the exact sets are over their budget, no tile is called full and some empty ones are called partial.
         """
         try:
-            return self._tiles(rows, columns, self._map, exact=True)
+            with budget(TILE_BUDGET):
+                return self._tiles(rows, columns, self._map, exact=True)
         except BudgetExceeded:
             hull = self._map.remove_divs().coalesce()
             return self._tiles(rows, columns, hull, exact=False)
@@ -224,6 +226,17 @@ class Relation:
         tiles = TileSets(rows, columns, exact, full, (active - full).coalesce())
         tiles.full, tiles.partial  # noqa: B018 - the loops count towards this budget
         return tiles
+
+    def active_tiles(self, rows: int, columns: int) -> Scalar:
+        """Whether tile (``I``, ``J``) may hold a pair, as a condition on ``I``, ``J`` and ``n``; true if that is too complex."""
+        try:
+            with budget(TILE_BUDGET):
+                active = _tile_rows(rows).reverse().apply_range(self._map).apply_range(_tile_columns(columns))
+                condition = _as_parameters(active, "I", "J").coalesce()
+                build = isl.AstBuild.from_context(isl.Set(f"[n, I, J] -> {{ : I, J >= 0 and {rows} * I < n and {columns} * J < n }}"))
+                return _condition(build.expr_from_set(condition))
+        except BudgetExceeded:
+            return TRUE
 
     def __str__(self) -> str:
         return str(self._map)
@@ -253,14 +266,6 @@ class TileSets:
     def _loops(self, tiles: isl.Map) -> tuple[Loop, ...]:
         context = isl.Set(f"[n, I] -> {{ : I >= 0 and {self.rows} * I < n }}")
         return tuple(_loops(_range_over(tiles, "I"), context))
-
-    @_budgeted
-    def predicate(self, *, full: bool) -> Scalar:
-        """Whether tile (``I``, ``J``) is full (or partial), as a condition on ``I``, ``J`` and ``n``."""
-        tiles = self._full if full else self._partial
-        condition = _as_parameters(tiles, "I", "J").coalesce()
-        build = isl.AstBuild.from_context(isl.Set("[n, I, J] -> { : I >= 0 and J >= 0 and n >= 1 }"))
-        return _condition(build.expr_from_set(condition))
 
 
 @lru_cache(maxsize=1)

@@ -27,6 +27,11 @@ class Layout:
     block: int
     negated: bool = False
 
+    @property
+    def shape_key(self) -> int:
+        """What the shape of the runtime input depends on."""
+        return self.block
+
     def __str__(self) -> str:
         return f"{'~' if self.negated else ''}layout({self.name}, {self.block})"
 
@@ -37,6 +42,10 @@ class Document:
 
     name: str
     negated: bool = False
+
+    @property
+    def shape_key(self) -> int:
+        return 0
 
     def __str__(self) -> str:
         return f"{'~' if self.negated else ''}document({self.name})"
@@ -67,6 +76,10 @@ class TopK:
     name: str
     k: int
     block: int
+
+    @property
+    def shape_key(self) -> int:
+        return self.block
 
     def __str__(self) -> str:
         return f"topk({self.name}, {self.k}{f', block={self.block}' if self.block != 1 else ''})"

@@ -1,1 +1,1 @@
-""
+"""Compiling, loading and calling what the backends emit."""

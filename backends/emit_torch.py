@@ -1,0 +1,96 @@
+"""The torch backend: a file that runs anywhere torch does, with work and memory in proportion to the tiles."""
+
+from __future__ import annotations
+
+from patternc.backend import Request
+from patternc.lower.plan import Gather, Listed, Phase, Plan, Tile, Walk
+from patternc.terms import Layout
+
+from .assemble import PythonNames, header, inputs, phase_names, sampler, selections, tiles, verbatim
+from .printer import python
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class TorchBackend:
+    """CPU and every other device that torch has; forward and backward."""
+
+    name = "torch"
+    rank = 10
+    differentiable = True
+
+    def unsupported(self, request: Request) -> list[str]:
+        return [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
+
+    def tile(self, request: Request) -> Tile:  # noqa: ARG002
+        return Tile(128, 128)
+
+    def emit(self, plan: Plan) -> str:
+        return "\n\n\n".join([*preamble(plan, self.name), *groups(plan)]) + "\n"
+
+
+def preamble(plan: Plan, backend: str) -> list[str]:
+    """Header, imports and the verbatim code."""
+    return [
+        f"{header(plan, backend)}\n\nfrom collections.abc import Callable\nfrom dataclasses import dataclass\nfrom typing import Any\n\nimport torch\n\n"
+        f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n{inputs(plan)}",
+        verbatim("patternc.runtime", "support.py"),
+        *sampler(plan),
+        verbatim("patternc.backends", "torch_kernel.py"),
+    ]
+
+
+def groups(plan: Plan) -> list[str]:
+    """The generated functions of every group of heads, and the tables GROUPS and SELECTIONS."""
+    functions: list[str] = []
+    rows: list[str] = []
+    names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
+    for index, group in enumerate(plan.heads):
+        functions += names[index].atoms() + names[index].selections()
+        phases = ""
+        for suffix, phase in phase_names(index, group.phases):
+            functions += _functions(suffix, phase, names[index])
+            phases += _row(suffix, phase) + ", "
+        rows.append(f"    Heads({group.runs!r}, {group.period}, {len(group.selections)}, ({phases})),\n")
+    return [*functions, f"GROUPS = (\n{''.join(rows)})", selections(plan, names)]
+
+
+def _functions(suffix: str, phase: Phase, names: PythonNames) -> list[str]:
+    mask = names.condition(f"mask_{suffix}", phase.mask)
+    match phase:
+        case Walk():
+            return [tiles(f"tiles_{suffix}", phase), mask]
+        case Listed(sources, active, _):
+            listing = "\n".join([f"def blocks_{suffix}(s, q):", "    return [", *_blocks(sources, names), "    ]"])
+            check = f"def active_{suffix}(I, J, n):  # noqa: E741\n    return {python(active)}"
+            return [listing, check, mask]
+        case Gather(int(selection), _, _):
+            keys = f"def keys_{suffix}(s, q):\n    return selected_rows(s, {selection}, q)"
+            return [keys, mask]
+        case Gather(source, _, _):
+            return [f"def keys_{suffix}(s, q):\n    return {names.atom(str(source))}_keys(s, q)[None]", mask]
+
+
+def _blocks(sources: tuple[str, ...], names: PythonNames) -> list[str]:
+    rows = []
+    for source in sources:
+        match names.atom_named(source):
+            case Layout(name, block):
+                rows.append(f"        ({block}, table_blocks(s, {name!r}, q // {block})),")
+            case _:
+                block = names.draws_of(source).choice.block
+                rows.append(f"        ({block}, {names.atom(source)}_keys(s, q[:, None] // {block})),")
+    return rows
+
+
+def _row(suffix: str, phase: Phase) -> str:
+    match phase:
+        case Walk(documents=documents):
+            return f"Walk(tiles_{suffix}, mask_{suffix}, {documents!r})"
+        case Listed():
+            return f"Listed(blocks_{suffix}, active_{suffix}, mask_{suffix})"
+        case Gather():
+            return f"Gather(keys_{suffix}, mask_{suffix})"
+
+
+BACKEND = TorchBackend()

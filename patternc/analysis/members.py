@@ -1,0 +1,66 @@
+"""The distinct patterns that the layers and heads of one pattern use, and which of them use each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from patternc.language.resolve import period, select
+from patternc.language.syntax import Expression
+from patternc.pattern import Pattern
+from patternc.terms import Meaning
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer-and-head's pattern; ``layer`` and ``head`` are the first that use it."""
+
+    expression: Expression
+    layer: int
+    head: int
+    label: str
+
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern(self.expression)
+
+    @property
+    def meaning(self) -> Meaning:
+        return self.pattern.meaning()
+
+
+def members(pattern: Pattern) -> Iterator[Member]:
+    """Every distinct pattern among the layers and heads, in order of first use."""
+    seen: set[Expression] = set()
+    for layer_expression, layers in _groups(pattern.expression, "layers"):
+        for expression, heads in _groups(layer_expression, "heads"):
+            if expression in seen:
+                continue
+            seen.add(expression)
+            labels = (_label("layer", layers, pattern.layers), _label("head", heads, period(layer_expression, "heads")))
+            yield Member(expression, layers[0], heads[0], ", ".join(label for label in labels if label))
+
+
+def _groups(expression: Expression, mixture: str) -> list[tuple[Expression, list[int]]]:
+    groups: dict[Expression, list[int]] = {}
+    for index in range(period(expression, mixture)):
+        groups.setdefault(select(expression, {mixture: index}), []).append(index)
+    return list(groups.items())
+
+
+def _label(word: str, indices: Sequence[int], repeat: int) -> str:
+    if repeat == 1:
+        return ""
+    plural = "s" if len(indices) > 1 else ""
+    return f"{word}{plural} {spans(indices)} of every {repeat}"
+
+
+def spans(indices: Sequence[int]) -> str:
+    """Ascending numbers as ranges: 0-4, 6, 8-9."""
+    found: list[list[int]] = []
+    for index in indices:
+        if found and found[-1][1] == index - 1:
+            found[-1][1] = index
+        else:
+            found.append([index, index])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)

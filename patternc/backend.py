@@ -1,0 +1,92 @@
+"""What a backend is, and how backends are found: by file name (`emit_*.py`) and by entry point (`patternc.backends`)."""
+
+from __future__ import annotations
+
+import pkgutil
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol
+
+from patternc.diagnostics import suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from patternc.lower.plan import Plan, Tile
+
+
+@dataclass(frozen=True)
+class Request:
+    """The call that a backend is asked to serve. ``dtype`` is torch's name, such as "bfloat16"; ``device`` its type."""
+
+    device: str
+    dtype: str
+    head_dim: int
+    value_dim: int
+    length: int
+
+
+class Backend(Protocol):
+    """Turns plans into source files. ``emit`` may be called on a machine that cannot run the result.
+
+    The emitted file needs nothing of patternc. It defines ``attention(q, k, v, *, scale, return_lse, **inputs)`` for
+    people, and ``selections(q, k, inputs)`` and ``forward(q, k, v, inputs, chosen, scale)`` for the runtime; a backend
+    whose ``differentiable`` is true also defines ``backward``.
+    """
+
+    name: str
+    rank: int
+    """Preference where several backends can serve a request: the highest wins."""
+    differentiable: bool
+
+    def unsupported(self, request: Request) -> list[str]:
+        """Why this backend cannot serve a request; empty if it can."""
+        ...
+
+    def tile(self, request: Request) -> Tile:
+        """The tile shape that suits a request."""
+        ...
+
+    def emit(self, plan: Plan) -> str:
+        """The source of a standalone Python file."""
+        ...
+
+
+@lru_cache(maxsize=1)
+def backends() -> Mapping[str, Backend]:
+    """All backends by name: the package's own and those of installed plug-ins."""
+    package = import_module("patternc.backends")
+    modules = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name.startswith("emit_")]
+    found: list[Backend] = [import_module(f"patternc.backends.{name}").BACKEND for name in modules]
+    found += [entry.load() for entry in entry_points(group="patternc.backends")]
+    return MappingProxyType({backend.name: backend for backend in found})
+
+
+def backend_named(name: str) -> Backend:
+    """A backend by name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known = backends()
+    if name not in known:
+        hint = suggest(name, known)
+        raise ValueError(f"unknown backend '{name}'; {hint or 'there are ' + ', '.join(sorted(known))}")
+    return known[name]
+
+
+def choose(request: Request) -> Backend:
+    """The preferred backend for a request.
+
+    Raises:
+        ValueError: none can serve it; the message lists every backend's reasons.
+    """
+    ranked = sorted(backends().values(), key=lambda b: -b.rank)
+    for backend in ranked:
+        if not backend.unsupported(request):
+            return backend
+    reasons = "; ".join(f"{b.name}: {', '.join(b.unsupported(request))}" for b in ranked)
+    raise ValueError(f"no backend can run this call ({reasons})")

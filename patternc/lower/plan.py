@@ -1,0 +1,159 @@
+"""The plan: what a kernel does, as data. Emitters print it; nothing here knows about a backend.
+
+Masks are `Scalar` conditions over ``q``, ``k``, ``n`` and *atoms*: named booleans of a pair that a backend computes from
+runtime inputs (a block table, document ids) or from the sampler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from patternc.relation import Loop
+from patternc.scalar import TRUE, Scalar, text
+from patternc.terms import Document, Layout, Random, TopK
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries and keys that one step of a kernel works on."""
+
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.columns}"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The key blocks that a query block draws: ``choice`` over the candidates that ``loops`` list (in ``q``, the block)."""
+
+    choice: Random
+    loops: tuple[Loop, ...]
+
+
+Atom: TypeAlias = Layout | Document | Draws
+Atoms: TypeAlias = tuple[tuple[str, Atom], ...]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """Key tiles in closed form: those of ``full`` without a mask, those of ``partial`` with it.
+
+    ``documents`` names the runtime inputs whose documents bound the loops.
+    """
+
+    full: tuple[Loop, ...]
+    partial: tuple[Loop, ...]
+    mask: Scalar
+    exact: bool = True
+    documents: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"full     {_loops(self.full)}"] if self.full else []
+        lines += [f"partial  {_loops(self.partial)}  where {text(self.mask)}"] if self.partial else []
+        lines += [f"within the documents of {', '.join(self.documents)}"] if self.documents else []
+        lines += [] if self.exact else ["(tiles over-approximated: the exact set was over its budget)"]
+        return "walk key tiles J of row tile I\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Key tiles that are listed at run time: those of ``active`` (in I, J, n) that the atoms in ``sources`` may hold."""
+
+    sources: tuple[str, ...]
+    active: Scalar
+    mask: Scalar
+
+    def __str__(self) -> str:
+        return f"walk the key tiles listed by {', '.join(self.sources)}\n  partial  where {text(self.mask)}"
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Keys fetched one by one for each query: the draws of atom ``source``, or the list of a selection."""
+
+    source: str | int
+    slots: int
+    mask: Scalar
+
+    def __str__(self) -> str:
+        origin = f"drawn by {self.source}" if isinstance(self.source, str) else f"of selection {self.source}"
+        where = "" if self.mask == TRUE else f"\n  where {text(self.mask)}"
+        return f"gather {self.slots} keys a query, {origin}{where}"
+
+
+Phase: TypeAlias = Walk | Listed | Gather
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Before the kernel: the keys that all of ``choices`` pick among ``allowed``, less those that ``held`` already has."""
+
+    choices: tuple[TopK, ...]
+    allowed: Scalar
+    held: Scalar
+
+    def __str__(self) -> str:
+        picks = " and ".join(map(str, self.choices))
+        return f"{picks} among {text(self.allowed)}, less {text(self.held)}"
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """The plan of the heads ``h`` with ``h % period`` in ``heads``: one softmax over all phases, in order."""
+
+    heads: tuple[int, ...]
+    period: int
+    atoms: Atoms
+    selections: tuple[Selection, ...]
+    phases: tuple[Phase, ...]
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The heads as contiguous runs (first, count) within a period."""
+        runs: list[tuple[int, int]] = []
+        for head in self.heads:
+            if runs and runs[-1][0] + runs[-1][1] == head:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((head, 1))
+        return tuple(runs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All heads of one layer. ``inputs`` are the runtime inputs by name, in the order that kernels take them."""
+
+    pattern: str
+    tile: Tile
+    inputs: tuple[tuple[str, Layout | Document | TopK], ...]
+    heads: tuple[HeadPlan, ...]
+
+    def __str__(self) -> str:
+        lines = [f"plan of {self.pattern}", f"tile {self.tile} (queries x keys), row tile I covers queries {self.tile.rows}*I.."]
+        for plan in self.heads:
+            if plan.period > 1:
+                lines.append(f"heads {', '.join(map(str, plan.heads))} of every {plan.period}")
+            lines += [f"  {name} = {_atom(atom)}" for name, atom in plan.atoms]
+            lines += [f"  selection {i}: {selection}" for i, selection in enumerate(plan.selections)]
+            for i, phase in enumerate(plan.phases):
+                first, *rest = str(phase).split("\n")
+                lines += [f"  phase {i}: {first}", *(f"           {line}" for line in rest)]
+            if not plan.phases:
+                lines.append("  no keys: the output is 0")
+        return "\n".join(lines)
+
+
+def _atom(atom: Atom) -> str:
+    return f"{atom.choice} among {_loops(atom.loops)}" if isinstance(atom, Draws) else str(atom)
+
+
+def _loops(loops: tuple[Loop, ...]) -> str:
+    def one(loop: Loop) -> str:
+        step = "" if loop.step == 1 else f" step {loop.step}"
+        guard = "" if loop.guard == TRUE else f" if {text(loop.guard)}"
+        return f"[{text(loop.start)} + 0..{text(loop.count)}){step}{guard}"
+
+    return ", ".join(map(one, loops)) or "nothing"

@@ -1,0 +1,186 @@
+"""The callable that a user gets: checks, casts and hands over to the operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from patternc.backend import Request, backend_named, choose
+from patternc.diagnostics import suggest
+from patternc.pattern import Pattern, parse
+from patternc.runtime import operator
+from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, kernel, plan_for
+from patternc.runtime.support import check_call
+from patternc.terms import TopK
+
+if TYPE_CHECKING:
+    from patternc.lower.plan import Plan
+
+MAX_LENGTH = 1 << 24
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Sparse attention for one pattern (one layer of it): call it like `torch`'s scaled_dot_product_attention."""
+
+    pattern: Pattern
+    backend: str = ""
+    bound: dict[str, Any] = field(default_factory=dict)
+
+    @overload
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: Literal[False] = False, **inputs: Any
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: Literal[True], **inputs: Any
+    ) -> tuple[Tensor, Tensor]: ...
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: bool = False, **inputs: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """O = softmax(Q K^T * scale + mask) V, where the mask is the pattern: -inf where query q may not read key k.
+
+        Args:
+            q: (B, H, Nq, D), float16, bfloat16 or float32 (float64 on the torch and reference backends).
+            k: (B, Hkv, Nk, D) with H a multiple of Hkv (GQA, MQA); Nq <= Nk, and the queries are the last positions.
+            v: (B, Hkv, Nk, Dv).
+            scale: the factor on the scores, 1 / sqrt(D) by default.
+            return_lse: also return the log-sum-exp of the scaled, masked scores.
+            inputs: the pattern's runtime inputs by name (block tables, document ids or cu_seqlens, scores).
+
+        Returns:
+            out (B, H, Nq, Dv) in q's dtype; with ``return_lse`` also lse (B, H, Nq) in float32. Both are differentiable in
+            q, k and v. A query without keys gets output 0, log-sum-exp -inf and zero gradients.
+
+        Raises:
+            ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
+            TypeError: wrong types, dtypes, or a runtime input that the pattern does not have.
+        """
+        check_call(q, k, v)
+        if k.shape[2] > MAX_LENGTH:
+            raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {MAX_LENGTH:,}")
+        if torch.is_autocast_enabled(q.device.type):
+            dtype = torch.get_autocast_dtype(q.device.type)
+            q, k, v = (t.to(dtype) for t in (q, k, v))
+        backend = self._backend(operator.request_of(q, v))
+        given = self._inputs(inputs)
+        program, layer = str(self.pattern), 0
+        tensors = [t for t in given.values() if isinstance(t, Tensor)]
+        chosen: list[Tensor] = []
+        if self._selects:
+            if len(tensors) == len(given):
+                chosen = operator.select(q, k, v, tensors, program, layer, backend)
+            else:
+                with torch.no_grad():
+                    tile = backend_named(backend).tile(operator.request_of(q, v))
+                    chosen = kernel(program, layer, backend, tile.rows, tile.columns).selections(q, k, given)
+        kept = [t for name, t in given.items() if name not in self._selects]
+        scale = float(q.shape[3] ** -0.5 if scale is None else scale)
+        out, lse = operator.attention(q, k, v, kept, chosen, program, layer, backend, scale)
+        return (out, lse) if return_lse else out
+
+    def _backend(self, request: Request) -> str:
+        if not self.backend:
+            return choose(request).name
+        reasons = backend_named(self.backend).unsupported(request)
+        if reasons:
+            raise ValueError(f"the {self.backend} backend cannot run this call: {', '.join(reasons)}")
+        return self.backend
+
+    def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The runtime inputs in the kernel's order."""
+        given = {**self.bound, **given}
+        names = self._names
+        for name in given:
+            if name not in names:
+                hint = suggest(name, names) or (f"its inputs are {', '.join(names)}" if names else "it has none")
+                raise TypeError(f"the pattern has no runtime input '{name}'; {hint}")
+        for name in names:
+            if name not in given:
+                raise ValueError(f"the pattern needs the runtime input '{name}': pass {name}=...")
+        return {name: given[name] for name in names}
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return _input_names(self.pattern)[0]
+
+    @property
+    def _selects(self) -> frozenset[str]:
+        return _input_names(self.pattern)[1]
+
+    @property
+    def plan(self) -> Plan:
+        """What the kernel will do, for bf16 and head_dim 128 on a GPU; `plan_for` takes other requests."""
+        return self.plan_for()
+
+    def plan_for(self, request: Request = DEFAULT_REQUEST) -> Plan:
+        """The plan for a request."""
+        return plan_for(self.pattern, None, self.backend or choose(request).name, request)
+
+    @property
+    def source(self) -> str:
+        """The emitted file, for bf16 and head_dim 128 on a GPU; `source_for` takes other requests."""
+        return self.source_for()
+
+    def source_for(self, request: Request = DEFAULT_REQUEST) -> str:
+        """The emitted file for a request."""
+        return emit_source(self.pattern, self.backend or choose(request).name, None, request)
+
+    def __repr__(self) -> str:
+        return f"compile({str(self.pattern)!r}{f', backend={self.backend!r}' if self.backend else ''})"
+
+
+@lru_cache(maxsize=1024)
+def _input_names(pattern: Pattern) -> tuple[tuple[str, ...], frozenset[str]]:
+    uses = [use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs]
+    return tuple(dict.fromkeys(u.name for u in uses)), frozenset(u.name for u in uses if isinstance(u, TopK))
+
+
+def compile(  # noqa: A001 - the library's own verb
+    pattern: Pattern | str, *, layer: int | None = None, backend: str | None = None, **bound: Any
+) -> Attention:
+    """Compile a pattern (or its text) into a callable.
+
+    Args:
+        layer: which layer, where the pattern's layers differ.
+        backend: "triton", "torch" or "reference"; by default the best one for the device of each call.
+        bound: runtime inputs to use in every call that does not give its own.
+
+    Raises:
+        PatternError: the text is not a pattern, or its layers differ and none was chosen.
+        ValueError: unknown backend.
+    """
+    pattern = parse(pattern) if isinstance(pattern, str) else pattern
+    if backend is not None:
+        backend_named(backend)
+    if layer is not None:
+        pattern = pattern.layer(layer)
+    pattern.meaning()
+    attention = Attention(pattern, backend or "", bound)
+    attention._inputs({name: None for name in attention._names} | bound)
+    return attention
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: Pattern | str, layer: int | None, backend: str | None) -> Attention:
+    return compile(pattern, layer=layer, backend=backend)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    layer: int | None = None,
+    backend: str | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    **inputs: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Sparse attention in one call; the pattern is compiled once and kept. See `Attention` for the arguments."""
+    return _compiled(pattern, layer, backend)(q, k, v, scale=scale, return_lse=return_lse, **inputs)  # type: ignore[call-overload,no-any-return]

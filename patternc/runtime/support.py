@@ -1,0 +1,300 @@
+"""Run-time support for emitted kernels. Emitters copy this file into what they emit, so it may import torch only."""
+
+import torch
+
+
+def check_call(q, k, v):
+    """Refuse queries, keys and values that do not fit together; the messages name the argument and what it wants."""
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if t.dim() != 4:
+            raise ValueError(f"{name} must have shape (batch, heads, length, head_dim), got {tuple(t.shape)}")
+        if t.device != q.device:
+            raise ValueError(f"{name} is on {t.device} and q on {q.device}; they must be on one device")
+        if t.dtype != q.dtype:
+            raise TypeError(f"{name} is {t.dtype} and q is {q.dtype}; they must have one dtype")
+    if not q.dtype.is_floating_point:
+        raise TypeError(f"q must be floating point, got {q.dtype}")
+    b, h, n_q, d = q.shape
+    if k.shape[0] != b or v.shape[0] != b:
+        raise ValueError(f"q, k and v must have one batch size, got {b}, {k.shape[0]} and {v.shape[0]}")
+    if k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"k and v must have the same heads and length, got {tuple(k.shape)} and {tuple(v.shape)}")
+    if k.shape[3] != d:
+        raise ValueError(f"q and k must have one head_dim, got {d} and {k.shape[3]}")
+    if k.shape[1] == 0 or h % k.shape[1]:
+        raise ValueError(f"the {h} query heads must be a multiple of the {k.shape[1]} key heads")
+    if n_q > k.shape[2]:
+        raise ValueError(f"there are {n_q} queries and {k.shape[2]} keys; queries are the last positions, so at most as many")
+
+
+def documents(name, given, batch, n, device):
+    """Document ids of shape (batch or 1, n), int32, from ids of that shape or (n,), or from 1-D cu_seqlens."""
+    _check_input(name, given, device)
+    if given.is_floating_point() or given.dtype == torch.bool:
+        raise TypeError(f"'{name}' must hold integers (document ids or cu_seqlens), got {given.dtype}")
+    if given.dim() == 1 and given.shape[0] != n:
+        positions = torch.arange(n, device=device, dtype=given.dtype)
+        given = torch.searchsorted(given.contiguous(), positions, right=True)
+    if given.dim() == 1:
+        given = given[None]
+    if given.dim() != 2 or given.shape[1] != n or given.shape[0] not in (1, batch):
+        raise ValueError(
+            f"'{name}' must be document ids of shape ({n},) or ({batch}, {n}), or 1-D cu_seqlens, got {tuple(given.shape)}"
+        )
+    return given.to(torch.int32).contiguous()
+
+
+def document_bounds(ids):
+    """The first position of each position's document, and the position after its last: two int32 (batch, n)."""
+    first = torch.searchsorted(ids, ids, right=False)
+    end = torch.searchsorted(ids, ids, right=True)
+    return first.to(torch.int32), end.to(torch.int32)
+
+
+def table(name, given, batch, heads, n, block, device):
+    """A block table of shape (batch or 1, heads or 1, blocks, blocks), bool, from one with fewer leading axes."""
+    _check_input(name, given, device)
+    blocks = -(-n // block)
+    while given.dim() < 4:
+        given = given[None]
+    shape = tuple(given.shape)
+    if given.dim() != 4 or shape[2:] != (blocks, blocks) or shape[0] not in (1, batch) or shape[1] not in (1, heads):
+        raise ValueError(
+            f"'{name}' must have shape ({batch} or 1, {heads} or 1, {blocks}, {blocks}), leading axes optional: "
+            f"{blocks} blocks of {block} for {n} keys; got {shape}"
+        )
+    return given.to(torch.bool).contiguous()
+
+
+def _check_input(name, given, device):
+    if not isinstance(given, torch.Tensor):
+        raise TypeError(f"'{name}' must be a tensor, got {type(given).__name__}")
+    if given.device != device:
+        raise ValueError(f"'{name}' is on {given.device} and q on {device}; they must be on one device")
+
+
+def score_rows(name, given, batch, heads, n_q, n, block, start, stop, device):
+    """Rows start to stop of the scores: float32 (batch or 1, heads or 1, rows, n or blocks).
+
+    ``given`` is a tensor (batch or 1, heads or a divisor of it, n_q, n or ceil(n / block)), or a callable that takes
+    (start, stop) and returns those rows of it.
+    """
+    if callable(given) and not isinstance(given, torch.Tensor):
+        rows = given(start, stop)
+        _check_input(name, rows, device)
+        wanted = stop - start
+    else:
+        _check_input(name, given, device)
+        rows, wanted = given, n_q
+    blocks = -(-n // block)
+    shape = tuple(rows.shape)
+    fits = rows.dim() == 4 and shape[0] in (1, batch) and heads % max(1, shape[1]) == 0 and shape[1] > 0
+    if not fits or shape[2] != wanted or shape[3] not in (n, blocks):
+        width = f"{n}" if block == 1 else f"{n} or {blocks}"
+        raise ValueError(f"'{name}' must have shape ({batch} or 1, {heads} or 1, {wanted}, {width}), got {shape}")
+    if not rows.is_floating_point():
+        raise TypeError(f"'{name}' must be floating point, got {rows.dtype}")
+    if wanted == n_q:
+        rows = rows[:, :, start:stop]
+    if shape[1] not in (1, heads):
+        rows = rows.repeat_interleave(heads // shape[1], 1)
+    return rows.float()
+
+
+class Scope:
+    """The pairs in view: batch (b, 1, 1, 1) and head (h, 1, 1) indices, the length, and the runtime inputs by name."""
+
+    def __init__(self, n, batch, head, inputs):
+        self.n, self.batch, self.head, self.inputs = n, batch, head, inputs
+
+    def pick(self, tensor):
+        """Batch and head indices into a tensor whose leading axes may be 1."""
+        return self.batch if tensor.shape[0] > 1 else 0 * self.batch, self.head if tensor.shape[1] > 1 else 0 * self.head
+
+
+def in_table(scope, name, block, q, k):
+    """Whether the block table holds each pair."""
+    given = scope.inputs[name]
+    batch, head = scope.pick(given)
+    return given[batch, head, q // block, k // block]
+
+
+def same_document(scope, name, q, k):
+    """Whether each pair lies in one document."""
+    ids = scope.inputs[name][:, None]
+    batch, head = scope.pick(ids)
+    return ids[batch, head, q] == ids[batch, head, k]
+
+
+def table_blocks(scope, name, row):
+    """The key blocks that the block table lists for any of the query blocks ``row``."""
+    given = scope.inputs[name]
+    batch, head = scope.pick(given)
+    return torch.nonzero(given[batch, head, row.unique()[:, None]].flatten(0, -2).any(0))
+
+
+def values_at(ranks, counts, starts, steps):
+    """The values at ``ranks`` of loops start + step * t, t < count, laid end to end; -1 at negative ranks."""
+    found = torch.full_like(ranks, -1)
+    rank = torch.where(ranks < 0, 1 << 40, ranks)
+    for count, start, step in zip(counts, starts, steps):  # noqa: B905
+        found = torch.where((rank >= 0) & (rank < count), start + step * rank, found)
+        rank = rank - count
+    return found
+
+
+def selected_rows(scope, index, q):
+    """The keys of a selection for queries ``q`` (rows, 1): int64 (b, h, rows, width)."""
+    chosen = scope.inputs["selections"][index]
+    rows = chosen[:, :, q[:, 0] - scope.n + chosen.shape[2]]
+    batch, head = scope.pick(rows)
+    return rows[batch.view(-1, 1), head.view(-1)].long()
+
+
+def where(condition, a, b):
+    """Choice by a number, or elementwise by a tensor."""
+    return torch.where(condition, a, b) if isinstance(condition, torch.Tensor) else a if condition else b
+
+
+def tensor_min(a, b):
+    """The minimum of numbers, or elementwise of tensors."""
+    return where(a < b, a, b)
+
+
+def tensor_max(a, b):
+    """The maximum of numbers, or elementwise of tensors."""
+    return where(a < b, b, a)
+
+
+def select(scope, choices, allowed, held, per_head, batch, heads, n_q, device, memory=1 << 26):
+    """The keys that all choices pick for each query: int32 (batch or 1, heads or 1, n_q, width), ascending, -1 where fewer.
+
+    choices: (name, k, block) each; ``allowed(scope, q, k)`` is what may be picked, ``held(scope, q, k)`` what other terms
+    hold already (a list of earlier selections is excluded too). Rows go in chunks of about ``memory`` elements.
+    """
+    n = scope.n
+    shape = selection_shape(scope.inputs, choices, per_head, batch, heads, n_q, n)
+    chunk = max(1, memory // (n * batch * heads))
+    keys = torch.arange(n, device=device)
+    parts = []
+    for start in range(0, n_q, chunk):
+        stop = min(n_q, start + chunk)
+        q = torch.arange(n - n_q + start, n - n_q + stop, device=device)[:, None]
+        may = picked = allowed(scope, q, keys[None, :]).expand(*shape[:2], stop - start, n)
+        for name, k, block in choices:
+            scores = score_rows(name, scope.inputs[name], batch, heads, n_q, n, block, start, stop, device)
+            picked = picked & _best(scores, may, k, block)
+        picked = picked & ~held(scope, q, keys[None, :])
+        for earlier in scope.inputs.get("selections", []):
+            picked = picked & ~_listed(earlier[:, :, start:stop], n)
+        parts.append(_compact(picked, shape[3]))
+    return torch.cat(parts, 2)
+
+
+def selection_shape(inputs, choices, per_head, batch, heads, n_q, n):
+    """The shape of a selection's list: batches and heads are 1 where nothing in it depends on them."""
+    given = [inputs[name] for name, _, _ in choices]
+    every = not all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in given)
+    batches = batch if every else 1
+    tables = [t for t in inputs.values() if isinstance(t, torch.Tensor)]
+    if any(t.dim() > 1 and t.shape[0] > 1 for t in [*tables, *inputs.get("selections", [])]):
+        batches = batch
+    lists = [*tables, *inputs.get("selections", [])]
+    per_head = per_head or every or any(t.dim() == 4 and t.shape[1] > 1 for t in lists)
+    return batches, heads if per_head else 1, n_q, min(n, *(k * block for _, k, block in choices))
+
+
+def _best(scores, may, k, block):
+    """The k best allowed key blocks of each row, as a mask over keys; ties go to the lowest key."""
+    n = may.shape[-1]
+    blocks = -(-n // block)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    if block > 1:
+        pad = blocks * block - n
+        some = torch.nn.functional.pad(may, (0, pad)).unflatten(-1, (blocks, block))
+        if scores.shape[-1] == n:
+            scores = torch.nn.functional.pad(scores, (0, pad)).unflatten(-1, (blocks, block))
+            scores = scores.masked_fill(~some, -torch.inf).amax(-1)
+        may = some.any(-1)
+    scores = scores.masked_fill(~may, -torch.inf)
+    last = scores.topk(min(k, blocks), -1).values[..., -1:]
+    above, level = scores > last, scores == last
+    free = min(k, blocks) - above.sum(-1, keepdim=True)
+    best = (above | (level & (level.cumsum(-1) <= free))) & (scores > -torch.inf)
+    return best.repeat_interleave(block, -1)[..., :n] if block > 1 else best
+
+
+def _listed(indices, n):
+    """The mask over n keys of a list of keys."""
+    found = torch.zeros(*indices.shape[:3], n + 1, dtype=torch.bool, device=indices.device)
+    return found.scatter_(-1, torch.where(indices < 0, n, indices).long(), True)[..., :n]
+
+
+def _compact(mask, width):
+    """The set positions of each row, ascending, padded with -1 to a width."""
+    place = torch.where(mask, mask.cumsum(-1) - 1, width)
+    keys = torch.arange(mask.shape[-1], device=mask.device, dtype=torch.int32).expand(mask.shape)
+    out = torch.full((*mask.shape[:-1], width + 1), -1, dtype=torch.int32, device=mask.device)
+    return out.scatter_(-1, place.clamp(max=width), keys)[..., :width]
+
+
+def head_ids(runs, period, heads, device):
+    """The heads h < heads with h % period in one of the runs (first, count)."""
+    inside = [h for h in range(heads) if any(first <= h % period < first + count for first, count in runs)]
+    return torch.tensor(inside, device=device, dtype=torch.long)
+
+
+def prepare(inputs, batch, heads, n, device, scores=True):
+    """The runtime inputs as the kernels take them, by name; scores (where they are needed) stay as they are."""
+    ready = {}
+    for name, kind, block in INPUTS:
+        if kind == "scores" and not scores:
+            continue
+        if name not in inputs:
+            raise ValueError(f"the pattern needs the runtime input '{name}': pass {name}=...")
+        given = inputs[name]
+        if kind == "document":
+            ready[name] = documents(name, given, batch, n, device)
+            ready[f"{name}:bounds"] = document_bounds(ready[name])
+        elif kind == "layout":
+            ready[name] = table(name, given, batch, heads, n, block, device)
+        else:
+            ready[name] = given
+    unknown = set(inputs) - {name for name, _, _ in INPUTS}
+    if unknown:
+        raise TypeError(f"the pattern has no runtime input '{sorted(unknown)[0]}'")
+    return ready
+
+
+def selections(q, k, inputs):
+    """The lists of keys that the pattern's selections pick: int32 (batch or 1, heads or 1, n_q, width) each."""
+    batch, heads, n_q, _ = q.shape
+    n, device = k.shape[2], q.device
+    found = []
+    if not SELECTIONS:
+        return found
+    ready = prepare(inputs, batch, heads, n, device)
+    every = (torch.arange(batch, device=device).view(-1, 1, 1, 1), torch.arange(heads, device=device).view(-1, 1, 1))
+    for group in SELECTIONS:
+        mine = []
+        for choices, allowed, held, per_head in group:
+            scope = Scope(n, *every, {**ready, "selections": mine})
+            mine.append(select(scope, choices, allowed, held, per_head, batch, heads, n_q, device))
+        found += mine
+    return found
+
+
+def selection_shapes(q, k, inputs):
+    """The shapes of what `selections` returns."""
+    batch, heads, n_q, _ = q.shape
+    n = k.shape[2]
+    found = []
+    for group in SELECTIONS:
+        mine = []
+        for choices, _, _, per_head in group:
+            shape = selection_shape({**inputs, "selections": mine}, choices, per_head, batch, heads, n_q, n)
+            mine.append(torch.empty(shape, dtype=torch.int32, device="meta"))
+        found += [t.shape for t in mine]
+    return found
