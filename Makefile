@@ -66,9 +66,9 @@ test-compile: $(VENV)/.tools
 	$(BIN)/python -m pytest -q tests/triton_compile
 
 gpu-test:
-	@$(PYTHON) -c 'import torch' || { \
+	@$(PYTHON) -c 'import torch' 2>/dev/null || { \
 	  echo "make gpu-test needs a CUDA build of torch in '$(PYTHON)'; it installs none" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || { \
 	  echo "make gpu-test: torch sees no GPU on this machine" >&2; exit 1; }
 	@$(PYTHON) -c 'import pytest, pytest_timeout, hypothesis, patternc.grammar, patternc.backends' || { \
 	  echo "make gpu-test: install patternc and its test tools beside torch first: $(PYTHON) -m pip install -e . --group test" >&2; \

@@ -15,9 +15,9 @@ from patternc.diagnostics import PatternError, suggest
 from patternc.language.elaborate import meaning
 from patternc.language.parser import parse_program
 from patternc.language.printer import show
-from patternc.language.resolve import named_patterns, period, preset_definitions, resolve, select
+from patternc.language.resolve import named_patterns, period, preset_definitions, resolve, select, variants
 from patternc.language.syntax import Expression
-from patternc.relation import Pair
+from patternc.relation import ELABORATION_BUDGET, Pair, budget
 from patternc.terms import Meaning
 
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ class Pattern:
     name: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for one in self._distinct():
-            _meaning(one)
+        with budget(ELABORATION_BUDGET):
+            for one in self._distinct:
+                _meaning(one)
 
+    @cached_property
     def _distinct(self) -> list[Expression]:
-        chosen = ({"layers": i, "heads": h} for i in range(self.layers) for h in range(self.heads))
-        return list(dict.fromkeys(select(self.expression, c) for c in chosen))
+        return [one for _, _, one in variants(self.expression)]
 
     def __str__(self) -> str:
         return show(self.expression)
@@ -99,7 +100,7 @@ class Pattern:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the runtime inputs, in order of appearance."""
-        return tuple(dict.fromkeys(use.name for one in self._distinct() for use in _meaning(one).inputs))
+        return tuple(dict.fromkeys(use.name for one in self._distinct for use in _meaning(one).inputs))
 
     def mask(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> npt.NDArray[np.bool_]:
         """The dense mask of one head: an (n, n) boolean array, true where query (row) may read key (column).

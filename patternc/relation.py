@@ -20,6 +20,7 @@ from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, conjuncti
 
 DEFAULT_BUDGET = 2_000_000
 TILE_BUDGET = 1_000_000
+ELABORATION_BUDGET = 1_000_000
 MAX_RESIDUES = 4_096
 
 T = TypeVar("T")

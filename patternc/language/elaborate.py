@@ -12,7 +12,7 @@ from patternc.language.parser import MAX_INTEGER, parse_program
 from patternc.language.primitives import PRIMITIVES, BadArgument, Count, Input, Positions, Primitive, Size
 from patternc.language.resolve import RESERVED, check_keyword, preset_definitions
 from patternc.language.syntax import Call, Chain, Expression, Integer, Keyword, List, Name, Range, Unary
-from patternc.relation import BudgetExceeded, Relation, budget
+from patternc.relation import ELABORATION_BUDGET, BudgetExceeded, Relation, budget
 from patternc.scalar import FALSE, TRUE, Const, Scalar, Var, conjunction, disjunction, op
 from patternc.source import Span
 from patternc.terms import CannotComplement, Condition, Document, Layout, Meaning, Random, TooManyTerms, TopK
@@ -28,7 +28,7 @@ def meaning(node: Expression) -> Meaning:
         PatternError: unknown names, wrong arguments, types that do not fit, or sets too complex to compute exactly.
     """
     try:
-        with budget():
+        with budget(ELABORATION_BUDGET):
             return _pattern(node)
     except BudgetExceeded:
         message = "this is too complex: the exact set computation is over its operation budget"

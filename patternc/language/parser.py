@@ -65,8 +65,8 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
         message = "a program holds one expression, and this is a second one"
         raise PatternError("two-expressions", message, bodies[1].span, "name it with 'let' or 'pattern', or join the two with '|' or '&'")
     program = Program(definitions, bodies[0] if bodies else None)
-    for root in (*(d.value for d in definitions), *bodies):
-        _check_limits(root)
+    for root in (*(d.value for d in definitions), *(v for d in definitions for p in d.parameters if (v := p.value)), *bodies):
+        check_limits(root, MAX_DEPTH)
     return program
 
 
@@ -95,16 +95,17 @@ def _check_brackets(source: Source) -> None:
         raise PatternError("unclosed", message, Span(source, end, end + 1), f"add '{_OPENERS[opener]}'")
 
 
-def _too_deep(span: Span) -> PatternError:
-    return PatternError("too-deep", f"nesting is deeper than {MAX_DEPTH} levels", span, "name the inner parts with 'let'")
+def _too_deep(span: Span, limit: int = MAX_DEPTH) -> PatternError:
+    return PatternError("too-deep", f"nesting is deeper than {limit} levels", span, "name the inner parts with 'let'")
 
 
-def _check_limits(root: Expression) -> None:
+def check_limits(root: Expression, max_depth: int) -> None:
+    """Refuse trees that recursive work could not walk, and lists and chains that are too long."""
     stack: list[tuple[Any, int]] = [(root, 1)]
     while stack:
         node, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            raise _too_deep(node.span)
+        if depth > max_depth:
+            raise _too_deep(node.span, max_depth)
         match node:
             case List(items) if len(items) > MAX_ITEMS:
                 raise PatternError("list-too-long", f"a list holds at most {MAX_ITEMS:,} items", node.span, "use a range such as 0..63")

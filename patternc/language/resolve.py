@@ -14,7 +14,7 @@ from math import lcm
 from types import MappingProxyType
 
 from patternc.diagnostics import PatternError, suggest
-from patternc.language.parser import parse_program
+from patternc.language.parser import check_limits, parse_program
 from patternc.language.primitives import PRIMITIVES
 from patternc.language.syntax import (
     Call,
@@ -32,6 +32,8 @@ from patternc.language.syntax import (
 from patternc.source import Span
 
 MAX_NODES = 20_000
+MAX_INLINED_DEPTH = 128
+MAX_VARIANTS = 1_000
 MAX_PERIOD = 4_096
 MIXTURES = ("heads", "layers")
 RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES, *PRIMITIVES})
@@ -58,13 +60,13 @@ def resolve(program: Program) -> Expression:
             raise PatternError("empty", "there is no pattern here", None, 'write one, such as "causal & window(4096)"')
         last = program.definitions[-1]
         raise PatternError("no-expression", "there are definitions here, but no expression to use", last.span, f"end with '{last.name}'")
-    return _Inliner(own).inline(program.body)
+    return _Inliner(own).inlined(program.body)
 
 
 def named_patterns(program: Program) -> dict[str, Expression]:
     """Every `pattern name = ...` of a file, inlined."""
     own = _own_definitions(program)
-    return {d.name: _Inliner(own).inline(d.value) for d in program.definitions if d.keyword == "pattern"}
+    return {d.name: _Inliner(own).inlined(d.value) for d in program.definitions if d.keyword == "pattern"}
 
 
 def _own_definitions(program: Program) -> Definitions:
@@ -86,14 +88,33 @@ class _Inliner:
         self._definitions = {**preset_definitions(), **own}
         self._active: list[str] = []
         self._nodes = 0
+        self._depth = 0
+
+    def inlined(self, root: Expression) -> Expression:
+        """``root`` without definitions, within the limits."""
+        written_out = self.inline(root)
+        check_limits(written_out, MAX_INLINED_DEPTH)
+        return written_out
 
     def inline(self, node: Expression, parameters: Mapping[str, Expression] = MappingProxyType({})) -> Expression:
-        self._nodes += 1
+        self._count(node, 1)
+        if self._depth == MAX_INLINED_DEPTH:
+            message = f"written out, this is nested deeper than {MAX_INLINED_DEPTH} levels"
+            raise PatternError("too-deep", message, node.span, "each definition that uses another adds a level")
+        self._depth += 1
+        changed = self._inline(node, parameters)
+        self._depth -= 1
+        return changed
+
+    def _count(self, node: Expression, parts: int) -> None:
+        self._nodes += parts
         if self._nodes > MAX_NODES:
             raise PatternError("too-large", f"written out, this has over {MAX_NODES:,} parts", node.span, "definitions multiply when they nest")
+
+    def _inline(self, node: Expression, parameters: Mapping[str, Expression]) -> Expression:
         match node:
             case Name(name) if name in parameters:
-                self._nodes += sum(1 for _ in walk(parameters[name]))
+                self._count(node, sum(1 for _ in walk(parameters[name])))
                 return parameters[name]
             case Name(name, span) if name in self._definitions:
                 return self._expand(self._definitions[name], {}, span)
@@ -214,6 +235,42 @@ def period(node: Expression, mixture: str) -> int:
             if found > MAX_PERIOD:
                 raise PatternError("too-many-repeats", f"these {mixture} repeat only after {found:,}, over {MAX_PERIOD:,}", part.span)
     return found
+
+
+def variants(node: Expression) -> list[tuple[int, int, Expression]]:
+    """Every distinct pattern among the layers and heads, with a (layer, head) that uses it.
+
+    Raises:
+        PatternError: there are too many of them.
+    """
+    found: dict[Expression, tuple[int, int]] = {}
+    parts = 0
+    for layer in _turns(node, "layers"):
+        of_layer = select(node, {"layers": layer})
+        for head in _turns(of_layer, "heads"):
+            one = select(of_layer, {"heads": head})
+            parts += sum(1 for _ in walk(one))
+            if parts > MAX_NODES:
+                message = f"written out for every layer and head, this has over {MAX_NODES:,} parts"
+                raise PatternError("too-large", message, node.span, "layers(...) and heads(...) multiply when they are joined")
+            found.setdefault(one, (layer, head))
+    if len(found) > MAX_VARIANTS:
+        message = f"the layers and heads use {len(found):,} different patterns, over {MAX_VARIANTS:,}"
+        raise PatternError("too-large", message, node.span, "layers(...) and heads(...) multiply when they are joined")
+    return [(layer, head, one) for one, (layer, head) in found.items()]
+
+
+def _turns(node: Expression, mixture: str) -> list[int]:
+    """For each combination of items that the mixtures of one kind take together, the first index that takes it."""
+    size = period(node, mixture)
+    mixtures = (part for part in walk(node) if isinstance(part, Call) and part.function == mixture)
+    shapes = dict.fromkeys(tuple(repeat for repeat, _ in mixture_items(part)) for part in mixtures)
+    columns = [[i for i, repeat in enumerate(shape) for _ in range(repeat)] for shape in shapes]
+    taken = zip(*(column * (size // len(column)) for column in columns), strict=True) if columns else [()]
+    first: dict[tuple[int, ...], int] = {}
+    for index, items in enumerate(taken):
+        first.setdefault(items, index)
+    return list(first.values())
 
 
 def select(node: Expression, chosen: Mapping[str, int]) -> Expression:

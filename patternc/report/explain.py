@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,17 +10,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from patternc.analysis.held import certain
 from patternc.analysis.members import Member, members
 from patternc.language.elaborate import _primitive, condition
-from patternc.language.primitives import PRIMITIVES
+from patternc.language.primitives import PRIMITIVES, Result
 from patternc.language.printer import show
-from patternc.language.resolve import walk
+from patternc.language.resolve import map_children
 from patternc.language.syntax import Call, Expression, Name
 from patternc.pattern import Pattern
 from patternc.report.colours import colour
 from patternc.report.facts import Keys, RuntimeInput, keys_per_query, runtime_inputs
 from patternc.report.parts import parts
 from patternc.scalar import text
+from patternc.terms import Choice, Document, Filter, Layout, Random, TopK
 
 _FLOPS_FORWARD, _FLOPS_BACKWARD = 4, 10
 _LONG = 600
@@ -120,7 +121,7 @@ def _section(member: Member, n: int, head_dim: int) -> Section:
         show(member.expression),
         tuple((part.label, part.text) for part in parts(member.expression)),
         words(member.expression),
-        text(meaning.static.predicate),
+        text(certain(meaning.conditions).predicate),
         dynamic,
         Cost(head_dim, keys_per_query(meaning, n, member.head), n * n),
         runtime_inputs(meaning),
@@ -130,7 +131,7 @@ def _section(member: Member, n: int, head_dim: int) -> Section:
 def words(expression: Expression) -> tuple[Word, ...]:
     """Every primitive of a closed expression, in order of appearance."""
     found: dict[str, Word] = {}
-    for node in _patterns(expression):
+    for node in _primitives(expression):
         shown = show(node)
         if shown in found:
             continue
@@ -144,33 +145,131 @@ def words(expression: Expression) -> tuple[Word, ...]:
     return tuple(found.values())
 
 
-def _patterns(expression: Expression) -> list[Expression]:
-    """The primitives in an expression, but not the names inside their arguments."""
-    match expression:
-        case Name():
-            return [expression]
-        case Call():
-            return [expression]
-    below: list[Expression] = []
-    for child in _children(expression):
-        below += _patterns(child)
-    return below
-
-
-def _children(expression: Expression) -> list[Expression]:
-    from patternc.language.resolve import map_children
-
+def _primitives(expression: Expression) -> list[Expression]:
+    """The primitives that an expression joins; the names inside their arguments are not among them."""
+    if isinstance(expression, Name | Call):
+        return [expression]
     found: list[Expression] = []
 
-    def keep(child: Expression) -> Expression:
-        found.append(child)
+    def below(child: Expression) -> Expression:
+        found.extend(_primitives(child))
         return child
 
-    map_children(expression, keep)
+    map_children(expression, below)
     return found
 
 
-def _word(shown: str, name: str, result: Any) -> Word:
-    primitive = PRIMITIVES[name]
-    equation = text(condition_of(result)) if isinstance(result, str) else _edge(result)
-    return Word(shown, primitive.summary, equation)
+def _word(shown: str, name: str, result: Result) -> Word:
+    return Word(shown, PRIMITIVES[name].summary, result if isinstance(result, str) else _edge(result))
+
+
+def _edge(result: Filter | Choice) -> str:
+    """The equation of what is known at run time only, and of draws."""
+    match result:
+        case Layout(name, block):
+            return f"{name}[q // {block}, k // {block}]" if block > 1 else f"{name}[q, k]"
+        case Document(name):
+            return f"{name}[q] == {name}[k]"
+        case Random(draws, block, seed, pool):
+            row, key, space = ("q", "k", "keys") if block == 1 else (f"q // {block}", f"k // {block}", "key blocks")
+            first = "the candidates" if pool is None else f"the first {pool} candidates"
+            return f"{key} in draw({draws} of {first}, seed={seed}, head, {row}); candidates: the {space} that the conjuncts allow"
+        case TopK(name, k, block):
+            key = "k" if block == 1 else f"k // {block}"
+            return f"{key} in argtop({name}[q], {k}); candidates: the {'keys' if block == 1 else 'key blocks'} that the conjuncts allow"
+
+
+def _render_section(section: Section, *, alone: bool) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text()]
+    if not alone:
+        lines.append(Text.assemble((section.where, "bold"), ": ", section.expression))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="bold cyan", overflow="fold")
+    table.add_column(overflow="fold")
+    for word in section.words:
+        table.add_row(Text(word.text), Text.assemble(word.summary, ("\n" + word.equation, "dim")))
+    lines += [_heading("words"), Padding(table, (0, 0, 0, 2))]
+    if len(section.parts) > 1:
+        lines.append(_heading("parts"))
+        for i, (_, expression) in enumerate(section.parts):
+            lines.append(Padding(Text.assemble(("\u25a0 ", colour(i)), expression), (0, 0, 0, 2)))
+    lines.append(_heading("condition" if section.possible is None else "always held"))
+    lines.append(_formula(section.held))
+    if section.possible is not None:
+        lines += [_heading("possible, for some inputs, draws or scores"), _formula(section.possible)]
+    return [*lines, *_render_cost(section.cost), *_render_inputs(section.inputs)]
+
+
+def _heading(words: str) -> Text:
+    return Text(words, style="bold dim")
+
+
+def _formula(shown: str) -> RenderableType:
+    if len(shown) > _LONG:
+        shown = f"{shown[:_LONG].rsplit(' ', 1)[0]} ... ({len(shown):,} characters; --json has all of them)"
+    return Padding(Text(shown), (0, 0, 0, 2))
+
+
+def _render_cost(cost: Cost) -> list[RenderableType]:
+    keys = cost.keys
+    if keys is None:
+        return [_heading("cost"), Padding(Text("not counted: the keys of a query have no closed form"), (0, 0, 0, 2))]
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="cyan")
+    table.add_column(overflow="fold")
+    most = "" if keys.exact else "at most "
+    about = "about " if keys.sampled else ""
+    least = f"{keys.least:,} to {most}{keys.most:,}" if keys.least != keys.most else f"{keys.most:,}"
+    table.add_row("keys per query", f"{about}{least}, {most}{keys.mean:,.1f} on average")
+    table.add_row("pairs", f"{about}{most}{keys.pairs:,} of {cost.dense_pairs:,} ({most}{percent(keys.density)})")
+    if cost.speedup is not None:
+        table.add_row("against dense", f"{'at least ' if not keys.exact else ''}{cost.speedup:,.1f} times fewer pairs")
+    forward, backward = cost.forward_flops, cost.backward_flops
+    if forward is not None and backward is not None:
+        table.add_row("flops", f"{most}{_engineering(forward)} forward, {most}{_engineering(backward)} backward, a head of {cost.head_dim}")
+    return [_heading(f"cost at n = {keys.n:,}"), Padding(table, (0, 0, 0, 2))]
+
+
+def _render_inputs(inputs: tuple[RuntimeInput, ...]) -> list[RenderableType]:
+    if not inputs:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for one in inputs:
+        table.add_row(Text(one.name, style="cyan"), Text(one.shape), Text(one.what))
+    return [_heading("runtime inputs"), Padding(table, (0, 0, 0, 2))]
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with three significant digits."""
+    return f"{100 * share:.3g}%"
+
+
+def _engineering(number: int) -> str:
+    value = float(number)
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.3g} {unit}flop"
+        value /= 1000
+    return f"{value:.3g} Eflop"
+
+
+def _section_json(section: Section) -> dict[str, Any]:
+    cost = section.cost
+    keys = None if cost.keys is None else {**asdict(cost.keys), "pairs": cost.keys.pairs, "density": cost.keys.density}
+    return {
+        "where": section.where,
+        "expression": section.expression,
+        "parts": [{"label": label, "expression": expression} for label, expression in section.parts],
+        "words": [asdict(word) for word in section.words],
+        "held": section.held,
+        "possible": section.possible,
+        "keys": keys,
+        "cost": {
+            "head_dim": cost.head_dim,
+            "dense_pairs": cost.dense_pairs,
+            "forward_flops": cost.forward_flops,
+            "backward_flops": cost.backward_flops,
+            "times_fewer_pairs": cost.speedup,
+        },
+        "inputs": [asdict(one) for one in section.inputs],
+    }

@@ -1,0 +1,176 @@
+"""The mask of a pattern in a terminal: every pair where they fit, else shades for the share of each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from rich.text import Text
+
+from patternc.pattern import Pattern
+from patternc.report.colours import colour, pale
+from patternc.report.picture import MAX_EXACT, Cells, Picture, picture, tile_classes
+
+_MARGIN = 2
+_MIN_WIDTH = 12
+_SHADES = "·░▒▓█"
+_LETTERS = "ABCDEFGH"
+
+
+def mask_text(
+    pattern: Pattern,
+    n: int = 64,
+    *,
+    head: int = 0,
+    layer: int = 0,
+    width: int = 80,
+    colours: bool = False,
+    tiles: int | None = None,
+) -> Text:
+    """Draw one layer and head of a pattern, queries downwards and keys to the right, in at most ``width`` columns.
+
+    Args:
+        colours: colour the parts and use block characters; without, parts are letters: capitals where a pair is held, small
+            where it may be, for some runtime inputs or scores.
+        tiles: draw the borders of tiles of this size (where every pair is drawn), and count them.
+    """
+    drawn = picture(pattern, n, head=head, layer=layer)
+    room = max(width, _MIN_WIDTH) - len(str(n)) - _MARGIN
+    lines: list[Text] = []
+    if _columns(n, 1, tiles) <= room and n <= MAX_EXACT:
+        codes = drawn.codes()
+        lines += _exact(codes, room, tiles, colours=colours)
+        used = [(bool((codes == i + 1).any()), bool((codes == -(i + 1)).any())) for i in range(len(drawn.parts))]
+        shades = False
+    else:
+        columns = max(1, -(-n // room))
+        cells = drawn.cells(min(2 * columns, n), columns)
+        lines += _coarse(cells, colours=colours)
+        used = [(bool(cells.held[i].any()), bool(cells.may[i].any())) for i in range(len(drawn.parts))]
+        shades = True
+    lines += _legend(drawn, used, width, colours=colours, shades=shades)
+    if shades:
+        lines.append(_scale(cells))
+    if tiles is not None:
+        lines.append(_tile_line(pattern, n, tiles, head, layer))
+    return Text("\n").join(lines)
+
+
+def _columns(n: int, cell: int, tiles: int | None) -> int:
+    return n * cell + ((n - 1) // tiles if tiles else 0)
+
+
+def _exact(codes: npt.NDArray[np.int8], room: int, tiles: int | None, *, colours: bool) -> Iterator[Text]:
+    n = len(codes)
+    cell = 2 if _columns(n, 2, tiles) <= room else 1
+    yield _key_axis(n, cell, tiles, len(str(n)))
+    halves = colours and cell == 1 and not tiles
+    for q in range(0, n, 2 if halves else 1):
+        if tiles and q and q % tiles == 0:
+            yield Text(" " * (len(str(n)) + 1) + "┼".join("─" * cell * min(tiles, n - k) for k in range(0, n, tiles)), "dim")
+        line = _query_label(q, n, labelled=q in _ticks(n, halves=halves))
+        if halves:
+            below = codes[q + 1] if q + 1 < n else np.zeros(n, np.int8)
+            for upper, lower in zip(codes[q], below, strict=True):
+                line.append(*_half_block(int(upper), int(lower)))
+        else:
+            for k, code in enumerate(codes[q]):
+                if tiles and k and k % tiles == 0:
+                    line.append("│", "dim")
+                line.append(*_block(int(code), cell, colours=colours))
+        line.rstrip()
+        yield line
+
+
+def _ticks(n: int, *, halves: bool) -> set[int]:
+    step = max(1, n // 8)
+    return {q - (q % 2 if halves else 0) for q in (*range(0, n, step), n - 1)}
+
+
+def _key_axis(n: int, cell: int, tiles: int | None, margin: int) -> Text:
+    del tiles
+    words = f"k = 0 .. {n - 1}"
+    return Text(" " * (margin + 1) + (words if len(words) <= n * cell else "k"), "dim")
+
+
+def _query_label(q: int, n: int, *, labelled: bool) -> Text:
+    return Text(f"{q if labelled else '':>{len(str(n))}} ", "dim")
+
+
+def _block(code: int, cell: int, *, colours: bool) -> tuple[str, str]:
+    if code == 0:
+        return "·" + " " * (cell - 1), "dim"
+    part = abs(code) - 1
+    if not colours:
+        letter = _LETTERS[part]
+        return (letter if code > 0 else letter.lower()) + " " * (cell - 1), ""
+    return ("█" if code > 0 else "░") * cell, colour(part) if code > 0 else pale(part)
+
+
+def _half_block(upper: int, lower: int) -> tuple[str, str]:
+    if upper == lower == 0:
+        return " ", ""
+    if lower == 0:
+        return "▀", _shade(upper)
+    if upper == 0:
+        return "▄", _shade(lower)
+    return "▀", f"{_shade(upper)} on {_shade(lower)}"
+
+
+def _shade(code: int) -> str:
+    return colour(code - 1) if code > 0 else pale(-code - 1)
+
+
+def _coarse(cells: Cells, *, colours: bool) -> Iterator[Text]:
+    (held, share), (may, possible) = cells.strongest(held=True), cells.strongest(held=False)
+    margin = len(str(cells.n))
+    yield _key_axis(held.shape[1], 1, None, margin)
+    lines = held.shape[0]
+    for i in range(lines):
+        labelled = i % max(1, lines // 8) == 0 or i == lines - 1
+        line = _query_label(i * cells.rows, cells.n, labelled=labelled)
+        for j in range(held.shape[1]):
+            if held[i, j] >= 0:
+                line.append(_SHADES[_level(share[i, j])], colour(held[i, j]) if colours else "")
+            elif may[i, j] >= 0:
+                line.append(_SHADES[min(1, _level(possible[i, j]))], pale(may[i, j]) if colours else "")
+            else:
+                line.append(" ")
+        line.rstrip()
+        yield line
+
+
+def _level(share: float) -> int:
+    """The shade of a share: under 5%, under a third, under two thirds, less than all, all."""
+    return int(np.searchsorted([0.05, 1 / 3, 2 / 3, 1], share, side="right"))
+
+
+def _scale(cells: Cells) -> Text:
+    words = f"a cell is {cells.rows:,} queries by {cells.columns:,} keys; · under 5% held, ░ under 1/3, ▒ under 2/3, ▓ less than all, █ all"
+    return Text(words, "dim")
+
+
+def _legend(drawn: Picture, used: list[tuple[bool, bool]], width: int, *, colours: bool, shades: bool) -> Iterator[Text]:
+    for i, (part, (held, may)) in enumerate(zip(drawn.parts, used, strict=True)):
+        note = "" if held and not may else " (may, at run time)" if may and not held else " (in part at run time)" if may else " (nothing at this n)"
+        if colours:
+            marks = [("█", colour(i)), *([("░", pale(i))] if may else [])]
+        else:
+            letter = _LETTERS[i]
+            marks = [] if shades else [(letter if held or not may else letter.lower(), "")]
+        room = max(8, width - len(note) - 4)
+        label = part.label if len(part.label) <= room else part.label[: room - 3] + "..."
+        yield Text.assemble(*marks, " " if marks else "", label, (note, "dim"))
+
+
+def _tile_line(pattern: Pattern, n: int, tiles: int, head: int, layer: int) -> Text:
+    meaning = pattern.meaning(head=head, layer=layer)
+    side = -(-n // tiles)
+    classes = tile_classes(meaning.static, n, tiles, tiles) if side <= MAX_EXACT else None
+    possible = tile_classes(meaning.possible, n, tiles, tiles) if side <= MAX_EXACT else None
+    if classes is None or possible is None:
+        return Text(f"tiles of {tiles}: too many, or too irregular, to count", "dim")
+    full, some = int((classes == 2).sum()), int((possible > 0).sum())
+    counts = f"{full:,} full, {some - full:,} partial, {side * side - some:,} empty"
+    return Text(f"tiles of {tiles}: {counts} of {side * side:,}", "dim")
