@@ -10,7 +10,7 @@ from textwrap import indent
 from patternc.backend import Request
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Plan, Tile, Walk
 from patternc.relation import Loop
-from patternc.scalar import TRUE, Scalar
+from patternc.scalar import TRUE, Scalar, size
 from patternc.terms import Document, Layout
 
 from .assemble import PythonNames, header, inputs, sampler, selections, verbatim
@@ -18,6 +18,7 @@ from .printer import is_wide, python, triton
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM = 256
+HEAVY_MASK = 24  # operators and operands of a mask
 
 
 class TritonBackend:
@@ -47,7 +48,7 @@ class TritonBackend:
         wide = max(request.head_dim, request.value_dim)
         if request.dtype == "float32":
             return Tile(64, 32) if wide <= 128 else Tile(32, 32)
-        return Tile(128, 64) if wide <= 128 else Tile(64, 64)
+        return Tile(64, 16 if wide > 128 else 64 if request.generation >= 9 else 32)
 
     def emit(self, plan: Plan) -> str:
         names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
@@ -59,7 +60,8 @@ class TritonBackend:
                 [
                     f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\n"
                     "import torch\nimport triton\nimport triton.language as tl\n\n"
-                    f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n{inputs(plan)}",
+                    f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n"
+                    f"HEAVY = {_heavy(plan)}  # whether the masks need many registers\n{inputs(plan)}",
                     verbatim("patternc.runtime", "support.py"),
                     *sampler(plan),
                     *(_device_sampler(part) for part in sampler(plan)),
@@ -399,6 +401,13 @@ def _scalars(phase: Phase) -> list[Scalar]:
             return [mask]
 
 
+def _heavy(plan: Plan) -> bool:
+    """Whether some mask is long enough to compete with the accumulator for registers."""
+    masks = [phase.mask for group in plan.heads for phase in group.phases if not isinstance(phase, Gather)]
+    draws = any(isinstance(phase, Listed) for group in plan.heads for phase in group.phases)
+    return draws or any(size(mask) > HEAVY_MASK for mask in masks)
+
+
 def _forward(kernels: list[_Kernel]) -> str:
     """The host function that prepares the inputs and launches the kernels."""
     body = [
@@ -415,7 +424,7 @@ def _forward(kernels: list[_Kernel]) -> str:
         "tiles = (n - 1) // ROWS - (n - n_q) // ROWS + 1",
         "wide = lambda d: max(16, triton.next_power_of_2(d))  # noqa: E731",
         "blocks = head_dim, value_dim, wide(head_dim), wide(value_dim)",
-        "options = {'num_warps': 8 if ROWS * COLUMNS >= 8192 else 4, 'num_stages': 2 if q.dtype == torch.float32 else 3}",
+        "options = launch_options(max(blocks[2:]), q.dtype.itemsize, generation_of(q.device))",
         "at = 0",
     ]
     for kernel in kernels:

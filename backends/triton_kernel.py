@@ -87,6 +87,20 @@ def drawn_ranks(count, head, row, SEED: tl.constexpr, DRAWS: tl.constexpr, SLOTS
     return tl.where(slots < DRAWS, picked, -1)
 
 
+def launch_options(wide, itemsize, generation):
+    """Warps and pipeline stages that keep accumulators in registers and tiles in shared memory.
+
+    ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
+    """
+    roomy = wide <= 128 and not (HEAVY and generation)
+    return {"num_warps": 4 if roomy else 8, "num_stages": 2 if generation == 0 or wide * itemsize > 256 else 3}
+
+
+def generation_of(device):
+    """The GPU's major compute capability; 0 for AMD and for the interpreter."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
+
+
 def strides(t):
     """Strides of a runtime input's leading axes, 0 where an axis is shared."""
     return tuple(0 if t.shape[i] == 1 else t.stride(i) for i in range(t.dim()))

@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """The call that a backend is asked to serve. ``dtype`` is torch's name, such as "bfloat16"; ``device`` its type."""
+    """The call that a backend is asked to serve.
+
+    ``dtype`` is torch's name, such as "bfloat16"; ``device`` the device's type; ``generation`` the major compute
+    capability of an NVIDIA GPU, and 0 for everything else.
+    """
 
     device: str
     dtype: str
     head_dim: int
     value_dim: int
     length: int
+    generation: int = 9
 
 
 class Backend(Protocol):

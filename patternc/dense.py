@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patternc.random_edges import candidates, draw
-from patternc.relation import Relation
+from patternc.relation import BudgetExceeded, Relation
 from patternc.scalar import evaluate
 from patternc.terms import Condition, Document, Filter, Layout, Meaning, Random, Term, TopK
 
@@ -129,15 +129,18 @@ class Evaluator:
 
     def count(self) -> int:
         """The number of pairs, each counted once."""
-        static = self._meaning.static
-        total = relation_count(static, self._n)
-        if self._meaning.is_static:
-            return total
-        if self._meaning.inputs or any(t.choices[0].block > 1 for t in self._meaning.picks):
-            check_dense(self._n)
-            k = np.arange(self._n)[None, :]
-            return sum(int(self.holds(q[:, None], k).sum()) for q in self.row_blocks())
-        return total + self._count_draws()
+        if self._meaning.inputs or any(choice.block > 1 for term in self._meaning.picks for choice in term.choices):
+            return self._count_pairs()
+        try:
+            total = relation_count(self._meaning.static, self._n)
+            return total if self._meaning.is_static else total + self._count_draws()
+        except BudgetExceeded:  # the rows have no closed form
+            return self._count_pairs()
+
+    def _count_pairs(self) -> int:
+        check_dense(self._n)
+        k = np.arange(self._n)[None, :]
+        return sum(int(self.holds(q[:, None], k).sum()) for q in self.row_blocks())
 
     def _count_draws(self) -> int:
         q = np.arange(self._n, dtype=np.int64)

@@ -17,13 +17,14 @@ from patternc.language.parser import parse_program
 from patternc.language.printer import show
 from patternc.language.resolve import named_patterns, period, preset_definitions, resolve, select, variants
 from patternc.language.syntax import Expression
-from patternc.relation import ELABORATION_BUDGET, Pair, budget
+from patternc.relation import ELABORATION_BUDGET, ROW_BUDGET, BudgetExceeded, Pair, budget
 from patternc.terms import Meaning
 
 if TYPE_CHECKING:
     from patternc.analysis.verdict import Verdict
 
 MAX_N = 2**31 - 1
+MAX_WALK = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,11 @@ class Pattern:
             raise ValueError(f"q = {q} is not a position of a sequence of n = {n}")
         one = self.meaning(head=head, layer=layer)
         if one.is_static:
-            return one.static.row(q, n)
+            try:
+                with budget(ROW_BUDGET):
+                    return one.static.row(q, n)
+            except BudgetExceeded:
+                _check_walkable(n)
         evaluator = Evaluator(one, n, head, inputs)
         return _runs(evaluator.holds(np.array([[q]]), np.arange(n)[None, :])[0])
 
@@ -223,6 +228,12 @@ def _meaning(expression: Expression) -> Meaning:
 def _check_n(n: int) -> None:
     if not isinstance(n, int) or n < 1 or n > MAX_N:
         raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, got {n!r}")
+
+
+def _check_walkable(n: int) -> None:
+    if n > MAX_WALK:
+        message = f"the keys of a row have no closed form here, and n = {n:,} is too large to test them one by one"
+        raise PatternError("too-complex", message, None, f"the limit is n = {MAX_WALK:,}")
 
 
 def _runs(row: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:

@@ -59,7 +59,9 @@ def candidates(loops: Sequence[Loop], row: Any, n: int, xp: Any) -> Any:
 
 
 def value_at(loops: Sequence[Loop], rank: Any, row: Any, n: int, xp: Any) -> Any:
-    """The value of each row's loops at a rank; -1 where the rank is negative or over the row's count."""
+    """The value of each row's loops at a rank, ascending; -1 where the rank is negative or over the row's count."""
+    if any(loop.interleaved for loop in loops):
+        return _value_by_bisection(loops, rank, row, n, xp)
     found = -1 + 0 * (rank + row)
     rank = xp.where(rank < 0, 1 << 40, rank)
     for loop in loops:
@@ -67,6 +69,25 @@ def value_at(loops: Sequence[Loop], rank: Any, row: Any, n: int, xp: Any) -> Any
         found = xp.where((rank >= 0) & (rank < count), evaluate(loop.start, {"q": row, "n": n}, xp) + loop.step * rank, found)
         rank = rank - count
     return found
+
+
+def _value_by_bisection(loops: Sequence[Loop], rank: Any, row: Any, n: int, xp: Any) -> Any:
+    """The smallest value that more than ``rank`` values of the loops do not exceed."""
+    counted = [(evaluate(loop.start, {"q": row, "n": n}, xp) + 0 * row, _count(loop, row, n, xp), loop.step) for loop in loops]
+
+    def up_to(value: Any) -> Any:
+        total = 0 * value
+        for start, count, step in counted:
+            reached = xp.where(value < start, 0 * value, (value - start) // step + 1)
+            total = total + xp.where(reached < count, reached, count + 0 * reached)
+        return total
+
+    value = -1 + 0 * (rank + row)
+    for bit in reversed(range((n - 1).bit_length())):
+        further = value + (1 << bit)
+        value = xp.where(up_to(further) <= rank, further, value)
+    total = candidates(loops, row, n, xp)
+    return xp.where((rank >= 0) & (rank < total), value + 1, -1 + 0 * value)
 
 
 def _count(loop: Loop, row: Any, n: int, xp: Any) -> Any:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd, lcm
 from typing import Any, TypeVar
 
 import islpy as isl
 
-from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, conjunction, evaluate, op, substitute
+from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, bounds, conjunction, evaluate, op, substitute
 
 DEFAULT_BUDGET = 2_000_000
 TILE_BUDGET = 1_000_000
-ELABORATION_BUDGET = 1_000_000
+ELABORATION_BUDGET = 800_000
+ROW_BUDGET = 50_000
 MAX_RESIDUES = 4_096
 
 T = TypeVar("T")
@@ -78,6 +79,8 @@ class Loop:
     count: Scalar
     step: int
     guard: Scalar = TRUE
+    interleaved: bool = False
+    """Whether values of the neighbouring loops may stand between its own; otherwise loops follow each other, ascending."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class Relation:
     _map: isl.Map
 
     @staticmethod
+    @lru_cache(maxsize=4_096)
     @_budgeted
     def where(condition: Scalar) -> Relation:
         """The relation of a condition over ``q``, ``k`` and ``n``."""
@@ -165,23 +169,32 @@ class Relation:
         with budget():
             condition = _as_parameters(self._map).coalesce()
             build = isl.AstBuild.from_context(isl.Set("[n, q, k] -> { : 0 <= q < n and 0 <= k < n }"))
-            return _condition(build.expr_from_set(condition))
+            return _fitting(_condition(build.expr_from_set(condition)), "qkn")
 
     @cached_property
     def rows(self) -> tuple[Loop, ...]:
         """The keys of query ``q``: disjoint loops in ``q`` and ``n``, without guards. Raises `BudgetExceeded`."""
         return self.block_rows(1)
 
+    @lru_cache(maxsize=1_024)  # noqa: B019 - bounded, and relations are small
     @_budgeted
     def block_rows(self, block: int) -> tuple[Loop, ...]:
         """The key blocks that hold a pair with some query of query block ``q``: disjoint loops without guards.
+
+        The loops ascend one after the other, except for those marked ``interleaved``.
 
         Raises:
             BudgetExceeded: there is no such list of at most `MAX_RESIDUES` loops within the budget.
         """
         blocked = Relation(_tile_rows(block).reverse().apply_range(self._map).apply_range(_tile_columns(block)).coalesce())
         context = isl.Set(f"[n, q] -> {{ : 0 <= q and {block} * q < n }}")
-        return tuple(loop for piece in blocked._pieces for loop in _row_loops(piece, context))
+        loops = tuple(_loops(_range_over(blocked._map, "q"), context))
+        if any(loop.guard != TRUE for loop in loops):
+            split = [loop for piece in blocked._pieces for loop in _row_loops(piece, context)]
+            loops = tuple(replace(loop, interleaved=len(split) > 1) for loop in split)
+        for loop in loops:
+            _fitting(op("+", loop.start, op("*", loop.step, loop.count)), "qn")
+        return loops
 
     @property
     def _pieces(self) -> list[isl.Map]:
@@ -279,6 +292,13 @@ def everything() -> Relation:
 def nothing() -> Relation:
     """No pairs."""
     return Relation(isl.Map(_SPACE + " and false }"))
+
+
+def _fitting(expr: Scalar, names: str) -> Scalar:
+    """``expr``, if it can be computed in 64 bits for all positions below 2^31."""
+    if max(map(abs, bounds(expr, dict.fromkeys(names, (0, 2**31 - 1))))) >= 1 << 63:
+        raise BudgetExceeded("its numbers are over 64 bits")
+    return expr
 
 
 def _tile_rows(size: int) -> isl.Map:
@@ -397,9 +417,9 @@ def _row_loops(piece: isl.Map, context: isl.Set) -> Iterator[Loop]:
         yield from loops
         return
     modulus = _key_modulus(piece)
-    residues = piece.range().apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
     if modulus > MAX_RESIDUES or modulus == 1:
         raise BudgetExceeded(f"the keys of a row repeat with a period of {modulus}, over {MAX_RESIDUES}")
+    residues = piece.range().apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
     found: list[int] = []
     residues.foreach_point(lambda p: found.append(p.get_coordinate_val(isl.dim_type.set, 0).to_python()))
     for residue in sorted(found):

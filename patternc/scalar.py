@@ -89,6 +89,11 @@ def variables(expr: Scalar) -> frozenset[str]:
     return frozenset()
 
 
+def size(expr: Scalar) -> int:
+    """The number of operators and operands."""
+    return 1 + sum(size(a) for a in expr.args) if isinstance(expr, Op) else 1
+
+
 def substitute(expr: Scalar, values: Mapping[str, Scalar]) -> Scalar:
     match expr:
         case Var(name):

@@ -24,7 +24,9 @@ def _decide(member: Member) -> Verdict:
     meaning = member.meaning
     outside = [realisable(term.conditions) - causal_pairs() for term in meaning.terms]
     if all(ahead.is_empty() for ahead in outside):
-        return proved(CLAIM, "the pairs that any input, draw or score allows, less those with k <= q, are none, for every n")
+        return proved(
+            CLAIM, "the pairs that any input, draw or score allows, less those with k <= q, are the empty set for every n"
+        )
     ahead = meaning.static - causal_pairs()
     if not ahead.is_empty():
         return refuted(CLAIM, ahead.sample(), _words)

@@ -36,7 +36,7 @@ def prove_equivalent(pattern: Pattern, other: Pattern | str) -> Verdict:
         forth = _within(a, b, head, claim, "only the first pattern holds")
         back = _within(b, a, head, claim, "only the second pattern holds")
         verdict = worst(claim, (forth, back))
-        return proved(claim, "each side, less the other, is empty for every n") if verdict else verdict
+        return proved(claim, "each side, less the other, is the empty set for every n") if verdict else verdict
 
     return _compare(pattern, other, claim, both)
 
@@ -66,7 +66,8 @@ def _aligned(a: Pattern, b: Pattern) -> Iterator[tuple[Aligned, str]]:
             pair = (select(a.expression, chosen), select(b.expression, chosen))
             if pair not in seen:
                 seen.add(pair)
-                places = [f"{word} {index}" for word, index, many in (("layer", layer, layers), ("head", head, heads)) if many > 1]
+                where = (("layer", layer, layers), ("head", head, heads))
+                places = [f"{word} {index}" for word, index, many in where if many > 1]
                 yield (Pattern(pair[0]), Pattern(pair[1]), head), ", ".join(places)
 
 
@@ -75,8 +76,10 @@ def _within(a: Pattern, b: Pattern, head: int, claim: str, words: str) -> Verdic
         return f"{words} query {pair.q} with key {pair.k} at n = {pair.n}"
 
     known = a.is_subset(b)
-    if known.holds is not None:
-        return proved(claim, "the pairs, less those of the other, are none for every n") if known else refuted(claim, known.witness, story)
+    if known:
+        return proved(claim, "the pairs, less those of the other, are the empty set for every n")
+    if known.holds is False:
+        return refuted(claim, known.witness, story)
     mine, theirs = a.meaning(), b.meaning()
     name = clash([mine, theirs])
     if name is not None:
@@ -84,7 +87,7 @@ def _within(a: Pattern, b: Pattern, head: int, claim: str, words: str) -> Verdic
     if not mine.picks and not theirs.picks and few_atoms((*mine.conditions, *theirs.conditions)):
         more = exceeding(mine.conditions, theirs.conditions)
         if more.is_empty():
-            return proved(claim, "the pairs, less those of the other, are none for all runtime inputs and every n")
+            return proved(claim, "the pairs, less those of the other, are the empty set for all runtime inputs and every n")
         return refuted(claim, more.sample(), story, "some runtime inputs")
     for term in mine.terms:
         beyond = realisable(term.conditions) - theirs.possible

@@ -10,7 +10,7 @@ from patternc.analysis.search import Mask, search
 from patternc.analysis.verdict import Verdict, contradictory, for_every_member, proved, refuted, unknown
 from patternc.pattern import Pattern
 from patternc.relation import Pair, Relation, everything, nothing
-from patternc.scalar import K, Q, TRUE, Scalar, op, substitute
+from patternc.scalar import TRUE, K, Q, Scalar, op, substitute
 from patternc.terms import Random, Term, TopK
 
 CLAIM = "no query is left without a key"
@@ -71,7 +71,7 @@ def _certificate(terms: tuple[Term, ...]) -> str:
     sure = "the queries without a key that is held"
     if any(term.choices for term in terms):
         sure += " or among the candidates of a pick"
-    return f"{sure}, whatever the inputs, are none, for every n"
+    return f"{sure}, whatever the inputs, are the empty set for every n"
 
 
 def _doubt(terms: tuple[Term, ...]) -> str:

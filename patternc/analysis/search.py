@@ -17,6 +17,12 @@ from patternc.terms import Document, Filter, Layout, Meaning, TopK
 MAX_N = 2_304
 SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 11, 16, 23, 32, 45, 64)
 
+_EXTREMES: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (Layout, ("every block table empty", "every block table full")),
+    (Document, ("every position a document of its own", "all positions one document")),
+    (TopK, ("scores that fall with the key", "scores that rise with the key", "low scores on the diagonal")),
+)
+
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Test: TypeAlias = Callable[..., "tuple[int, int] | None"]
 """Given the mask of each meaning, the query and key that settle the question, or None."""
@@ -51,27 +57,22 @@ def _mask(meaning: Meaning, n: int, head: int, inputs: dict[str, Any]) -> Mask:
 
 
 def _sizes(meanings: Sequence[Meaning]) -> list[int]:
-    blocks = {f.block for m in meanings for t in m.terms for c in t.conditions for f in c.filters if isinstance(f, Layout)}
-    blocks |= {choice.block for m in meanings for t in m.terms for choice in t.choices}
-    crowded = {choice.k * choice.block + 1 for m in meanings for t in m.terms for choice in t.choices if isinstance(choice, TopK)}
+    terms = [term for meaning in meanings for term in meaning.terms]
+    choices = [choice for term in terms for choice in term.choices]
+    tables = [f for term in terms for c in term.conditions for f in c.filters if isinstance(f, Layout)]
+    blocks = {use.block for use in (*tables, *choices)}
+    crowded = {choice.k * choice.block + 1 for choice in choices if isinstance(choice, TopK)}
     of_blocks = {n for b in blocks if b > 1 for n in (b, b + 1, 2 * b, 3 * b + 1)}
     return sorted({*SIZES, *(n for n in crowded | of_blocks if n <= MAX_N)})
 
 
 def _settings(meanings: Sequence[Meaning], n: int) -> Iterator[tuple[str, dict[str, Any]]]:
     uses = list(dict.fromkeys(use for m in meanings for use in m.inputs))
-    tables = ("every block table empty", "every block table full") if _any(uses, Layout) else ("",)
-    documents = ("every position a document of its own", "all positions one document") if _any(uses, Document) else ("",)
-    scores = ("scores that fall with the key", "scores that rise with the key", "low scores on the diagonal") if _any(uses, TopK) else ("",)
-    for chosen in product(tables, documents, scores):
+    for chosen in product(*(words if any(isinstance(use, kind) for use in uses) else ("",) for kind, words in _EXTREMES)):
         inputs = {use.name: _value(use, n, *chosen) for use in uses}
         for position, name in enumerate(dict.fromkeys(use.name for use in uses if isinstance(use, TopK))):
             inputs[name] = inputs[name] * (-1) ** position  # two selectors pull in opposite directions
         yield ", ".join(word for word in chosen if word), inputs
-
-
-def _any(uses: list[Filter | TopK], kind: type) -> bool:
-    return any(isinstance(use, kind) for use in uses)
 
 
 def _value(use: Filter | TopK, n: int, table: str, documents: str, scores: str) -> Any:

@@ -24,7 +24,9 @@ def _decide(member: Member) -> Verdict:
     meaning = member.meaning
     missed = diagonal() - certain(meaning.conditions)
     if missed.is_empty():
-        return proved(CLAIM, "the diagonal, less the pairs held whatever the inputs, draws and scores, is empty for every n")
+        return proved(
+            CLAIM, "the diagonal, less the pairs held whatever the inputs, draws and scores, is the empty set for every n"
+        )
     never = diagonal() - union(realisable(term.conditions) for term in meaning.terms)
     if not never.is_empty():
         return refuted(CLAIM, never.sample(), _words)

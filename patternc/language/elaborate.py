@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache, reduce
+from math import lcm
 from typing import Any
 
 from patternc.diagnostics import PatternError, suggest
@@ -13,11 +14,14 @@ from patternc.language.primitives import PRIMITIVES, BadArgument, Count, Input, 
 from patternc.language.resolve import RESERVED, check_keyword, preset_definitions
 from patternc.language.syntax import Call, Chain, Expression, Integer, Keyword, List, Name, Range, Unary
 from patternc.relation import ELABORATION_BUDGET, BudgetExceeded, Relation, budget
-from patternc.scalar import FALSE, TRUE, Const, Scalar, Var, conjunction, disjunction, op
+from patternc.scalar import FALSE, TRUE, Const, Op, Scalar, Var, bounds, conjunction, disjunction, op
 from patternc.source import Span
 from patternc.terms import CannotComplement, Condition, Document, Layout, Meaning, Random, TooManyTerms, TopK
 
 _POSITIONS = ("q", "k", "n")
+MAX_DIVISIONS = 4
+MAX_VALUE = 2**62
+_RANGES = dict.fromkeys(_POSITIONS, (0, MAX_INTEGER))
 _COMPARISONS = {"<", "<=", ">", ">=", "==", "!="}
 
 
@@ -29,9 +33,16 @@ def meaning(node: Expression) -> Meaning:
     """
     try:
         with budget(ELABORATION_BUDGET):
-            return _pattern(node)
-    except BudgetExceeded:
-        message = "this is too complex: the exact set computation is over its operation budget"
+            found = _pattern(node)
+            for term in found.terms:
+                for one in term.conditions:
+                    one.relation.predicate  # noqa: B018 - every later use needs it, so it counts towards this budget
+                for choice in term.choices:
+                    if isinstance(choice, Random):
+                        term.relation.block_rows(choice.block)
+            return found
+    except BudgetExceeded as error:
+        message = f"this is too complex: {error}"
         raise PatternError("too-complex", message, node.span, "use fewer and smaller moduli in one condition") from None
     except TooManyTerms:
         raise PatternError("too-many-terms", "distributing '&' over '|' gives over 1,000 terms", node.span) from None
@@ -44,7 +55,7 @@ def _pattern(node: Expression) -> Meaning:
         case Call("where", arguments, keywords, span):
             if len(arguments) != 1 or keywords:
                 raise PatternError("wrong-argument", "'where' takes one condition on q, k and n", span, "where(0 <= q - k and q - k < 128)")
-            return Meaning.of_set(Condition(Relation.where(condition(arguments[0]))))
+            return Meaning.of_set(Condition(Relation.where(_periodic(condition(arguments[0]), span))))
         case Call(function, arguments, keywords, span):
             return _of_result(*_primitive(function, list(arguments), keywords, span))
         case Unary("~", operand, span):
@@ -116,13 +127,19 @@ def condition(node: Expression) -> Scalar:
             parts = [condition(operand) for operand in operands]
             return conjunction(parts) if operators[0] == "and" else disjunction(parts)
         case Chain(operands, operators) if operators[0] in _COMPARISONS:
-            values = [_number(operand) for operand in operands]
+            values = [_bounded(_number(operand), operand.span) for operand in operands]
             return conjunction(_compare(o, a, b) for o, a, b in zip(operators, values, values[1:], strict=False))
         case Chain(_, operators) if operators[0] in ("|", "&"):
             word = "or" if operators[0] == "|" else "and"
             raise PatternError("wrong-type", f"'{operators[0]}' joins patterns, and this is a condition", node.span, f"write '{word}'")
     message = "a condition was expected, such as q - k < 128"
     raise PatternError("wrong-type", message, node.span, "compare with <, <=, ==, !=, >= or >")
+
+
+def _bounded(value: Scalar, span: Span) -> Scalar:
+    if max(map(abs, bounds(value, _RANGES))) > MAX_VALUE:
+        raise PatternError("integer-too-large", "this number can grow over 2^62", span, "use smaller factors")
+    return value
 
 
 def _compare(operator: str, a: Scalar, b: Scalar) -> Scalar:
@@ -172,7 +189,34 @@ def _product(operator: str, a: Scalar, b: Scalar, span: Span) -> Scalar:
         raise PatternError("division-by-zero", "division by zero", span)
     if b_value < 0:
         raise PatternError("not-positive", f"'{operator}' by a negative number is not allowed", span, "divide by a positive constant")
+    if _divisions(a) == MAX_DIVISIONS:
+        message = f"divisions are nested more than {MAX_DIVISIONS} deep"
+        raise PatternError("too-complex", message, span, "write it as several conditions joined by 'and'")
     return op(operator, a, b)  # type: ignore[arg-type]
+
+
+def _divisions(value: Scalar) -> int:
+    """How deep divisions and remainders are nested; the exact sets grow exponentially with it."""
+    match value:
+        case Op(name, args):
+            return max(map(_divisions, args)) + (name in ("//", "%"))
+    return 0
+
+
+def _periodic(value: Scalar, span: Span) -> Scalar:
+    if _period(value) > MAX_VALUE:
+        message = "the divisors in this condition repeat together only after over 2^62 positions"
+        raise PatternError("too-complex", message, span, "use fewer and smaller moduli in one condition")
+    return value
+
+
+def _period(value: Scalar) -> int:
+    match value:
+        case Op(("//" | "%"), (a, Const(divisor))):
+            return _period(a) * divisor
+        case Op(_, args):
+            return lcm(*map(_period, args))
+    return 1
 
 
 def _constant_value(value: Scalar) -> int | None:
@@ -283,6 +327,8 @@ def _constant(node: Expression) -> Any:
                 if operator in ("//", "%") and value == 0:
                     raise PatternError("division-by-zero", "division by zero", operand.span)
                 total = _FOLD[operator](total, value)
+                if abs(total) > MAX_VALUE:
+                    raise PatternError("integer-too-large", "this number is over 2^62", node.span, "use smaller factors")
             return total
     return None
 

@@ -26,6 +26,7 @@ from patternc.terms import Choice, Document, Filter, Layout, Random, TopK
 
 _FLOPS_FORWARD, _FLOPS_BACKWARD = 4, 10
 _LONG = 600
+_CANDIDATES = "; candidates: the {} that the conjuncts allow"
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class Explanation:
             title = Text.assemble((f"{self.name} = ", "dim"), title)
         lines: list[RenderableType] = [title]
         if self.layers > 1 or self.heads > 1:
-            words = [f"{word}s repeat after {count}" for word, count in (("layer", self.layers), ("head", self.heads)) if count > 1]
+            periods = (("layers", self.layers), ("heads", self.heads))
+            words = [f"{word} repeat after {count}" for word, count in periods if count > 1]
             lines.append(Text("; ".join(words), style="dim"))
         for section in self.sections:
             lines += _render_section(section, alone=len(self.sections) == 1)
@@ -173,10 +175,10 @@ def _edge(result: Filter | Choice) -> str:
         case Random(draws, block, seed, pool):
             row, key, space = ("q", "k", "keys") if block == 1 else (f"q // {block}", f"k // {block}", "key blocks")
             first = "the candidates" if pool is None else f"the first {pool} candidates"
-            return f"{key} in draw({draws} of {first}, seed={seed}, head, {row}); candidates: the {space} that the conjuncts allow"
+            return f"{key} in draw({draws} of {first}, seed={seed}, head, {row}){_CANDIDATES.format(space)}"
         case TopK(name, k, block):
-            key = "k" if block == 1 else f"k // {block}"
-            return f"{key} in argtop({name}[q], {k}); candidates: the {'keys' if block == 1 else 'key blocks'} that the conjuncts allow"
+            key, space = ("k", "keys") if block == 1 else (f"k // {block}", "key blocks")
+            return f"{key} in argtop({name}[q], {k}){_CANDIDATES.format(space)}"
 
 
 def _render_section(section: Section, *, alone: bool) -> list[RenderableType]:
@@ -226,7 +228,8 @@ def _render_cost(cost: Cost) -> list[RenderableType]:
         table.add_row("against dense", f"{'at least ' if not keys.exact else ''}{cost.speedup:,.1f} times fewer pairs")
     forward, backward = cost.forward_flops, cost.backward_flops
     if forward is not None and backward is not None:
-        table.add_row("flops", f"{most}{_engineering(forward)} forward, {most}{_engineering(backward)} backward, a head of {cost.head_dim}")
+        both = f"{most}{_engineering(forward)} forward, {most}{_engineering(backward)} backward"
+        table.add_row("flops", f"{both}, for a head of {cost.head_dim}")
     return [_heading(f"cost at n = {keys.n:,}"), Padding(table, (0, 0, 0, 2))]
 
 

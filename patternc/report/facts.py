@@ -88,7 +88,7 @@ def _upper(meaning: Meaning, q: Array, n: int) -> Array:
     for term in meaning.picks:
         total = total + np.minimum(_count(term.relation, q, n), _most(term))
     possible = realisable(c for term in meaning.terms for c in term.conditions)
-    return np.minimum(total, _count(possible, q, n))
+    return np.asarray(np.minimum(total, _count(possible, q, n)))
 
 
 def _most(term: Term) -> int:
@@ -111,7 +111,8 @@ def _one_pick(meaning: Meaning) -> bool:
 
 
 def _count(relation: Relation, q: Array, n: int) -> Array:
-    return np.asarray(candidates(relation.rows, q, n, np)) + 0 * q
+    counts: Array = candidates(relation.rows, q, n, np) + 0 * q
+    return counts
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,10 @@ def runtime_inputs(meaning: Meaning) -> tuple[RuntimeInput, ...]:
                 side = "n" if block == 1 else f"ceil(n / {block})"
                 one = RuntimeInput(name, f"(..., {side}, {side})", f"boolean table: which {block} x {block} blocks are read")
             case Document(name):
-                one = RuntimeInput(name, "(..., n) or (documents + 1,)", "document ids that never fall, or cumulative lengths (cu_seqlens)")
+                what = "document ids that never fall, or cumulative lengths (cu_seqlens)"
+                one = RuntimeInput(name, "(..., n) or (documents + 1,)", what)
             case TopK(name, _, block):
-                side = "n" if block == 1 else f"ceil(n / {block})"
-                one = RuntimeInput(name, f"(..., n, {side})", f"scores of each query for each key{'' if block == 1 else f' block of {block}'}")
+                side, of = ("n", "key") if block == 1 else (f"ceil(n / {block})", f"block of {block} keys")
+                one = RuntimeInput(name, f"(..., n, {side})", f"scores of each query for each {of}")
         found.setdefault(name, one)
     return tuple(found.values())

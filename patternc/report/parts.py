@@ -51,8 +51,8 @@ def _split(node: Expression) -> list[Part]:
             return [part for operand in operands for part in _split(operand)]
         case Chain(operands, ("&", *_)):
             return _distribute(node, operands)
-        case Chain((first, *rest), ("-", *_)):
-            return [Part(_chain("-", [part.expression, *rest]), part.label) for part in _split(first)] if _splits(first) else [_whole(node)]
+        case Chain((first, *rest), ("-", *_)) if len(arms := _split(first)) > 1:
+            return [Part(_chain("-", [arm.expression, *rest]), arm.label) for arm in arms]
     return [_whole(node)]
 
 
@@ -79,10 +79,6 @@ def _grouped(arms: list[Part]) -> list[Part]:
         return arms
     together = _chain("|", [arm.expression for arm in free])
     return [Part(together, " | ".join(arm.label for arm in free)), *(arm for arm in arms if _chooses(arm.expression))]
-
-
-def _splits(node: Expression) -> bool:
-    return len(_split(node)) > 1
 
 
 def _whole(node: Expression) -> Part:

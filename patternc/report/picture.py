@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +28,7 @@ from patternc.terms import Random, Term, TopK
 Array: TypeAlias = npt.NDArray[Any]
 
 MAX_EXACT = 2_048
-_SAMPLES = 12  # to a side of a cell
+_SAMPLES = 1 << 22  # of all cells together
 _ROWS = 1 << 16  # rows whose draws are counted
 _TRACE = 1e-4  # the share shown of a cell that holds a pair which no sample hit
 
@@ -96,11 +97,12 @@ class Picture:
 
     def _sample(self, held: Array, may: Array, rows: int, columns: int) -> None:
         """A stratified sample of each cell, jittered so that no stride of a pattern can hide from it."""
-        shape = (*held.shape[1:], _SAMPLES, _SAMPLES)
+        across = max(8, min(24, isqrt(_SAMPLES // held[0].size)))
+        shape = (*held.shape[1:], across, across)
         count = np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
         row, column, i, j = np.indices(shape, np.int64, sparse=True)
-        q = row * rows + (i * 4096 + mix(count) % 4096) * rows // (_SAMPLES * 4096)
-        k = column * columns + (j * 4096 + mix(count + 0x51ED) % 4096) * columns // (_SAMPLES * 4096)
+        q = row * rows + (i * 4096 + _scatter(count, 0)) * rows // (across * 4096)
+        k = column * columns + (j * 4096 + _scatter(count, 1)) * columns // (across * 4096)
         inside = (q < self.n) & (k < self.n)
         codes = np.where(inside, self._codes(np.minimum(q, self.n - 1), np.minimum(k, self.n - 1), drawn=False), 0)
         size = np.maximum(inside.sum((2, 3)), 1)
@@ -186,6 +188,11 @@ def _ruled(term: Term) -> _Ruled:
     sure, possible = certain(term.conditions), realisable(term.conditions)
     held = sure - sure if selected else sure
     return _Ruled(term.relation, held.predicate, (possible - held).predicate, draws)
+
+
+def _scatter(count: Array, axis: int) -> Array:
+    """Numbers below 4096 without a pattern, the same on every run."""
+    return np.asarray(mix(count * 2 + axis) % 4096)  # type: ignore[no-untyped-call]
 
 
 def picture(pattern: Pattern, n: int, *, head: int = 0, layer: int = 0) -> Picture:

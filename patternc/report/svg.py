@@ -19,9 +19,15 @@ MAX_PAIRS = 128
 _LEVELS = (0.22, 0.4, 0.6, 0.8, 1.0)
 _MAY = 0.3
 _SIDE = 512
-_LEFT, _TOP, _GAP, _LEGEND, _BOTTOM, _RIGHT = 58, 76, 26, 270, 40, 20
+_LEFT, _TOP, _GAP, _LEGEND, _BOTTOM, _RIGHT = 58, 88, 26, 270, 24, 20
 _TEXT = 'font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace"'
 
+_NOTES = {
+    (True, False): "",
+    (False, True): "possible; chosen at run time",
+    (True, True): "pale: depends on run time",
+    (False, False): "no pair of its own at this n",
+}
 _STYLE = (
     "<style>.pc-panel{fill:#fff}.pc-grid{stroke:#fff}.pc-text{fill:#57606a}.pc-strong{fill:#24292f}"
     "@media (prefers-color-scheme:dark){.pc-panel{fill:#161b22}.pc-grid{stroke:#161b22}.pc-text{fill:#8b949e}"
@@ -55,8 +61,8 @@ def mask_svg(pattern: Pattern, n: int = 64, *, head: int = 0, layer: int = 0, si
         f'<rect class="pc-panel" width="{side}" height="{side}" fill="#fff"/>',
         f'<g transform="scale({_number(size / cells)})" shape-rendering="crispEdges">',
         *(_group(layer) for layer in layers),
-        *([_grid(n)] if cell == 1 and n > 1 else []),
         "</g>",
+        *([_grid(n, side)] if cell == 1 and n > 1 else []),
         f'<rect width="{side}" height="{side}" fill="none" stroke="#8b949e" stroke-opacity=".55"/>',
     ]
     words = f"Attention mask of {pattern} at n = {n:,}"
@@ -113,16 +119,17 @@ def merged(mask: npt.NDArray[np.bool_]) -> tuple[Rect, ...]:
     open_runs: dict[tuple[int, int], int] = {}
     found: list[Rect] = []
     for y in range(len(mask) + 1):
-        runs = set(_runs(mask[y])) if y < len(mask) else set()
-        for run in [run for run in open_runs if run not in runs]:
+        present = set(runs(mask[y])) if y < len(mask) else set()
+        for run in [run for run in open_runs if run not in present]:
             top = open_runs.pop(run)
             found.append(Rect(run[0], top, run[1] - run[0], y - top))
-        for run in runs:
+        for run in present:
             open_runs.setdefault(run, y)
     return tuple(sorted(found, key=lambda r: (r.y, r.x)))
 
 
-def _runs(row: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+def runs(row: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """The runs of true cells of a row: where each starts, and where it has ended."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(np.int8)))
     return ((int(first), int(end)) for first, end in edges.reshape(-1, 2))
 
@@ -134,9 +141,11 @@ def _group(layer: _Layer) -> str:
     return f'<g data-part="{layer.part}" data-kind="{kind}" fill="{colour(layer.part)}"{opacity}>{rects}</g>'
 
 
-def _grid(n: int) -> str:
-    lines = "".join(f"M0 {i}H{n}M{i} 0V{n}" for i in range(1, n))
-    return f'<path class="pc-grid" d="{lines}" fill="none" stroke="#fff" stroke-width="{0.12 if n <= 64 else 0.06}"/>'
+def _grid(n: int, side: int) -> str:
+    at = [_number(side * i / n) for i in range(1, n)]
+    lines = "".join(f"M0 {x}H{side}M{x} 0V{side}" for x in at)
+    width = max(0.3, min(1, side / n / 8))
+    return f'<path class="pc-grid" d="{lines}" fill="none" stroke="#fff" stroke-width="{_number(width)}"/>'
 
 
 def _title(pattern: Pattern, side: int) -> Iterator[str]:
@@ -151,7 +160,7 @@ def _title(pattern: Pattern, side: int) -> Iterator[str]:
 
 def _axes(n: int, side: int) -> Iterator[str]:
     query = _text(0, 0, "\u2190 query q", anchor="middle")
-    yield _text(side / 2, -30, "key k \u2192", anchor="middle")
+    yield _text(side / 2, -32, "key k \u2192", anchor="middle")
     yield f'<g transform="translate(-44 {_number(side / 2)}) rotate(-90)">{query}</g>'
     for position in _ticks(n):
         at = side * (position + 0.5) / n if n <= MAX_PAIRS else side * position / n
@@ -179,15 +188,14 @@ def _legend(drawn: Picture, layers: list[_Layer], n: int, cell: int, side: int) 
     for i, part in enumerate(drawn.parts):
         held, may = (i, True) in used, (i, False) in used
         lines = _wrapped(part.label, 29)
-        notes = {(True, False): [], (False, True): ["possible; chosen at run time"], (True, True): ["pale: depends on run time"]}
-        note = notes.get((held, may), ["no pair of its own at this n"])
+        note = _NOTES[held, may]
         opacity = _MAY if may and not held else 1.0
         yield f'<rect x="0" y="{y - 2}" width="14" height="14" rx="3" fill="{colour(i)}" fill-opacity="{_number(opacity)}"/>'
         for line in lines:
             yield _text(24, y + 10, line, size=13, strong=True)
             y += 17
-        for line in note:
-            yield _text(24, y + 9, line, size=11)
+        if note:
+            yield _text(24, y + 9, note, size=11)
             y += 15
         y += 11
     scale = f"n = {n:,}" if cell == 1 else f"n = {n:,}, a cell is {cell:,} \u00d7 {cell:,} pairs"
@@ -220,4 +228,4 @@ def _number(value: float) -> str:
 
 def _document(width: int, height: int, label: str, body: list[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return "\n".join([f"{head} role=\"img\" aria-label={quoteattr(label)} {_TEXT}>", _STYLE, *body, "</svg>\n"])
+    return "\n".join([f'{head} role="img" aria-label={quoteattr(label)} {_TEXT}>', _STYLE, *body, "</svg>\n"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,12 @@ _MARGIN = 2
 _MIN_WIDTH = 12
 _SHADES = "·░▒▓█"
 _LETTERS = "ABCDEFGH"
+_NOTES = {
+    (True, False): "",
+    (False, True): " (may, at run time)",
+    (True, True): " (in part at run time)",
+    (False, False): " (no pair of its own at this n)",
+}
 
 
 def mask_text(
@@ -64,7 +72,7 @@ def _columns(n: int, cell: int, tiles: int | None) -> int:
 def _exact(codes: npt.NDArray[np.int8], room: int, tiles: int | None, *, colours: bool) -> Iterator[Text]:
     n = len(codes)
     cell = 2 if _columns(n, 2, tiles) <= room else 1
-    yield _key_axis(n, cell, tiles, len(str(n)))
+    yield _key_axis(n, cell, len(str(n)))
     halves = colours and cell == 1 and not tiles
     for q in range(0, n, 2 if halves else 1):
         if tiles and q and q % tiles == 0:
@@ -72,13 +80,9 @@ def _exact(codes: npt.NDArray[np.int8], room: int, tiles: int | None, *, colours
         line = _query_label(q, n, labelled=q in _ticks(n, halves=halves))
         if halves:
             below = codes[q + 1] if q + 1 < n else np.zeros(n, np.int8)
-            for upper, lower in zip(codes[q], below, strict=True):
-                line.append(*_half_block(int(upper), int(lower)))
+            _extend(line, (_half_block(int(upper), int(lower)) for upper, lower in zip(codes[q], below, strict=True)))
         else:
-            for k, code in enumerate(codes[q]):
-                if tiles and k and k % tiles == 0:
-                    line.append("│", "dim")
-                line.append(*_block(int(code), cell, colours=colours))
+            _extend(line, _blocks(codes[q], cell, tiles, colours=colours))
         line.rstrip()
         yield line
 
@@ -88,14 +92,26 @@ def _ticks(n: int, *, halves: bool) -> set[int]:
     return {q - (q % 2 if halves else 0) for q in (*range(0, n, step), n - 1)}
 
 
-def _key_axis(n: int, cell: int, tiles: int | None, margin: int) -> Text:
-    del tiles
+def _key_axis(n: int, cell: int, margin: int) -> Text:
     words = f"k = 0 .. {n - 1}"
     return Text(" " * (margin + 1) + (words if len(words) <= n * cell else "k"), "dim")
 
 
 def _query_label(q: int, n: int, *, labelled: bool) -> Text:
-    return Text(f"{q if labelled else '':>{len(str(n))}} ", "dim")
+    return Text.assemble((f"{q if labelled else '':>{len(str(n))}} ", "dim"))
+
+
+def _extend(line: Text, cells: Iterable[tuple[str, str]]) -> None:
+    """Append cells, like-styled neighbours as one piece."""
+    for style, run in groupby(cells, key=itemgetter(1)):
+        line.append("".join(shown for shown, _ in run), style or None)
+
+
+def _blocks(codes: npt.NDArray[np.int8], cell: int, tiles: int | None, *, colours: bool) -> Iterator[tuple[str, str]]:
+    for k, code in enumerate(codes):
+        if tiles and k and k % tiles == 0:
+            yield "│", "dim"
+        yield _block(int(code), cell, colours=colours)
 
 
 def _block(code: int, cell: int, *, colours: bool) -> tuple[str, str]:
@@ -125,18 +141,20 @@ def _shade(code: int) -> str:
 def _coarse(cells: Cells, *, colours: bool) -> Iterator[Text]:
     (held, share), (may, possible) = cells.strongest(held=True), cells.strongest(held=False)
     margin = len(str(cells.n))
-    yield _key_axis(held.shape[1], 1, None, margin)
+    yield _key_axis(cells.n, 1, margin)
     lines = held.shape[0]
     for i in range(lines):
         labelled = i % max(1, lines // 8) == 0 or i == lines - 1
         line = _query_label(i * cells.rows, cells.n, labelled=labelled)
+        shown = []
         for j in range(held.shape[1]):
             if held[i, j] >= 0:
-                line.append(_SHADES[_level(share[i, j])], colour(held[i, j]) if colours else "")
+                shown.append((_SHADES[_level(share[i, j])], colour(held[i, j]) if colours else ""))
             elif may[i, j] >= 0:
-                line.append(_SHADES[min(1, _level(possible[i, j]))], pale(may[i, j]) if colours else "")
+                shown.append((_SHADES[min(1, _level(possible[i, j]))], pale(may[i, j]) if colours else ""))
             else:
-                line.append(" ")
+                shown.append((" ", ""))
+        _extend(line, shown)
         line.rstrip()
         yield line
 
@@ -147,13 +165,13 @@ def _level(share: float) -> int:
 
 
 def _scale(cells: Cells) -> Text:
-    words = f"a cell is {cells.rows:,} queries by {cells.columns:,} keys; · under 5% held, ░ under 1/3, ▒ under 2/3, ▓ less than all, █ all"
-    return Text(words, "dim")
+    scale = "· under 5% held, ░ under 1/3, ▒ under 2/3, ▓ less than all, █ all"
+    return Text(f"a cell is {cells.rows:,} queries by {cells.columns:,} keys\n{scale}", "dim")
 
 
 def _legend(drawn: Picture, used: list[tuple[bool, bool]], width: int, *, colours: bool, shades: bool) -> Iterator[Text]:
     for i, (part, (held, may)) in enumerate(zip(drawn.parts, used, strict=True)):
-        note = "" if held and not may else " (may, at run time)" if may and not held else " (in part at run time)" if may else " (nothing at this n)"
+        note = _NOTES[held, may]
         if colours:
             marks = [("█", colour(i)), *([("░", pale(i))] if may else [])]
         else:

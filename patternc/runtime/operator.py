@@ -5,6 +5,7 @@ A kernel is named by its pattern's text: any process can rebuild it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,7 +18,14 @@ from patternc.runtime.compile import kernel
 
 def request_of(q: Tensor, v: Tensor) -> Request:
     """The request that a call makes of a backend."""
-    return Request(q.device.type, str(q.dtype).removeprefix("torch."), q.shape[3], v.shape[3], v.shape[2])
+    dtype = str(q.dtype).removeprefix("torch.")
+    return Request(q.device.type, dtype, q.shape[3], v.shape[3], v.shape[2], _generation(q.device))
+
+
+@lru_cache(maxsize=64)
+def _generation(device: torch.device) -> int:
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return torch.cuda.get_device_capability(device)[0] if nvidia else 0
 
 
 def _module(program: str, layer: int, backend: str, q: Tensor, v: Tensor) -> Any:

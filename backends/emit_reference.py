@@ -1,0 +1,82 @@
+"""The reference backend: dense masks straight from the pattern's terms, nothing lowered. Slow, and easy to check by eye."""
+
+from __future__ import annotations
+
+from patternc.backend import Request
+from patternc.lower.normalise import AtomTable
+from patternc.lower.plan import HeadPlan, Plan, Tile
+from patternc.pattern import parse
+from patternc.scalar import Scalar, Var, conjunction, disjunction
+from patternc.terms import Condition, Meaning, Random, Term, TopK
+
+from .assemble import PythonNames, header, inputs, sampler, verbatim
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+MAX_LENGTH = 16_384
+
+
+class ReferenceBackend:
+    """Any device, short sequences: the oracle that the other backends are tested against."""
+
+    name = "reference"
+    rank = 0
+    differentiable = True
+
+    def unsupported(self, request: Request) -> list[str]:
+        reasons = [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
+        if request.length > MAX_LENGTH:
+            reasons.append(f"{request.length} keys are over {MAX_LENGTH}: its mask is dense")
+        return reasons
+
+    def tile(self, request: Request) -> Tile:  # noqa: ARG002
+        return Tile(128, 128)
+
+    def emit(self, plan: Plan) -> str:
+        pattern = parse(plan.pattern)
+        functions: list[str] = []
+        rows: list[str] = []
+        for index, group in enumerate(plan.heads):
+            functions += _group(index, group, pattern.meaning(head=group.heads[0]))
+            rows.append(f"    ({group.runs!r}, {group.period}, mask_g{index}),\n")
+        parts = [
+            f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\nimport torch\n\n"
+            f"{inputs(plan)}",
+            verbatim("patternc.runtime", "support.py"),
+            *sampler(plan),
+            verbatim("patternc.backends", "reference_kernel.py"),
+            *functions,
+            f"MASKS = (\n{''.join(rows)})",
+        ]
+        return "\n\n\n".join(parts) + "\n"
+
+
+def _group(index: int, group: HeadPlan, meaning: Meaning) -> list[str]:
+    """The atoms of a group of heads and its mask function: the union of its terms."""
+    atoms = AtomTable()
+    terms = [_term(i, index, term, atoms) for i, term in enumerate(meaning.terms)]
+    names = PythonNames(index, HeadPlan(group.heads, group.period, atoms.items, (), ()))
+    conditions = [names.condition(f"allowed_{i}_g{index}", allowed) for i, (allowed, _) in enumerate(terms)]
+    lines = [
+        f"def mask_g{index}(s, q, k):",
+        "    shape = s.batch.numel(), s.head.numel(), q.shape[0], k.shape[1]",
+        "    held = torch.zeros(shape, dtype=torch.bool, device=q.device)",
+        *(line for _, body in terms for line in body),
+        "    return held",
+    ]
+    return [*names.atoms(), *conditions, "\n".join(lines)]
+
+
+def _term(i: int, index: int, term: Term, atoms: AtomTable) -> tuple[Scalar, list[str]]:
+    """What a term's choices may pick (all of it, without choices), and the lines that add the term to the mask."""
+    draws = [Var(atoms.draws(c, term)) for c in term.choices if isinstance(c, Random)]
+    allowed = conjunction([disjunction(_condition(c, atoms) for c in term.conditions), *draws])
+    scored = [c for c in term.choices if isinstance(c, TopK)]
+    picks = "".join(f" & best(s, {c.name!r}, {c.k}, {c.block}, may)" for c in scored)
+    return allowed, [f"    may = allowed_{i}_g{index}(s, q, k).expand(shape)  # {term}", f"    held = held | may{picks}"]
+
+
+def _condition(condition: Condition, atoms: AtomTable) -> Scalar:
+    return conjunction([condition.relation.predicate, *(atoms.filter(f) for f in condition.filters)])
+
+
+BACKEND = ReferenceBackend()

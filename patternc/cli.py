@@ -1,0 +1,466 @@
+"""The command line: `patternc explain | show | check | emit | demo | presets`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import patternc
+from patternc.diagnostics import Diagnostic, PatternError, suggest
+from patternc.language.parser import parse_program
+from patternc.pattern import MAX_N, Pattern, parse, parse_file, presets
+from patternc.relation import BudgetExceeded
+
+if TYPE_CHECKING:
+    from patternc.analysis.verdict import Verdict
+
+R = TypeVar("R")
+
+NOT_PROVED, USAGE = 1, 2
+
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20}
+_STATUS = {"proved": ("proved", "bold green"), "refuted": ("refuted", "bold red"), "unknown": ("unknown", "bold yellow")}
+
+
+class Length(click.ParamType[int]):
+    """A sequence length: 4096, 4_096, 4K, 1M."""
+
+    name = "n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9]+(?:_[0-9]+)*)([KM]?)", value)
+        number = int(match[1].replace("_", "")) * _SIZES[match[2]] if match else 0
+        if not 1 <= number <= MAX_N:
+            self.fail(f"{value!r} is not a length from 1 to {MAX_N:,}, such as 4096, 4K or 1M", param, ctx)
+        return number
+
+
+LENGTH = Length()
+
+
+class _Failure(Exception):
+    """An error that ends the command with a message and an exit status."""
+
+    def __init__(self, code: str, message: str, hint: str | None = None):
+        super().__init__(message)
+        self.diagnostic = Diagnostic(code, message, None, hint)
+
+
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _reports_errors(command: Callable[..., R]) -> Callable[..., R]:
+    """Errors of patterns become a diagnostic on standard error (or JSON) and exit status 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> R:
+        try:
+            return command(*args, **kwargs)
+        except PatternError as error:
+            diagnostic = error.diagnostic
+        except _Failure as error:
+            diagnostic = error.diagnostic
+        except BudgetExceeded as error:
+            diagnostic = Diagnostic("too-complex", str(error), None, "use fewer and smaller moduli, or a smaller n")
+        except ValueError as error:
+            diagnostic = Diagnostic("value", str(error))
+        if kwargs.get("as_json"):
+            _print_json({"error": diagnostic.to_json()})
+        else:
+            _console(stderr=True).print(_coloured(diagnostic), soft_wrap=True)
+        raise SystemExit(USAGE)
+
+    return wrapped
+
+
+def _coloured(diagnostic: Diagnostic) -> Text:
+    text = Text(str(diagnostic))
+    text.highlight_regex(r"^error\[[^\]]*\]", "bold red")
+    text.highlight_regex(r"(?m)^ *\| *(\^+)$", "red")
+    text.highlight_regex(r"(?m)^ *--> .*$", "dim")
+    text.highlight_regex(r"(?m)^hint:", "bold cyan")
+    return text
+
+
+def _load(source: str, chosen: str | None = None) -> list[Pattern]:
+    """The patterns that an argument names: one, or all of a file."""
+    if source == "-":
+        found = _of_file(sys.stdin.read(), "<stdin>")
+    elif source.endswith(".pat"):
+        try:
+            found = _of_file(Path(source).read_text("utf-8"), source)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise _Failure("no-file", f"cannot read '{source}': {reason}") from None
+    else:
+        name = source if source.isidentifier() and source in presets() else None
+        found = [Pattern(parse(source).expression, name)]
+    if chosen is None:
+        return found
+    names = [pattern.name for pattern in found if pattern.name]
+    if chosen not in names:
+        hint = suggest(chosen, names) or (f"there are {', '.join(names)}" if names else "nothing there has a name")
+        raise _Failure("unknown-name", f"'{source}' has no pattern '{chosen}'", hint)
+    return [pattern for pattern in found if pattern.name == chosen]
+
+
+def _of_file(text: str, name: str) -> list[Pattern]:
+    found = list(parse_file(text, name).values())
+    if parse_program(text, name).body is not None:
+        found.append(parse(text, name))
+    return found or [parse(text, name)]
+
+
+def _load_one(source: str, chosen: str | None) -> Pattern:
+    found = _load(source, chosen)
+    if len(found) > 1:
+        names = ", ".join(pattern.name or "the expression" for pattern in found)
+        raise _Failure("several-patterns", f"'{source}' holds several patterns: {names}", "choose one with --pattern NAME")
+    return found[0]
+
+
+_source = click.argument("source", metavar="PATTERN")
+_chosen = click.option("-p", "--pattern", "chosen", metavar="NAME", help="Which pattern of a file to take.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+_head = click.option("--head", type=click.IntRange(0), default=0, show_default=True, help="Which query head.")
+_layer = click.option("--layer", type=click.IntRange(0), default=0, show_default=True, help="Which layer, from the bottom.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(patternc.__version__, "-V", "--version", prog_name="patternc", message="%(prog)s %(version)s")
+def main() -> None:
+    """A language and a compiler for sparse attention: write which keys a query may read.
+
+    \b
+    Examples:
+      patternc explain "causal & (window(4096) | sinks(4))"
+      patternc show "causal & (window(4) | stride(8))" --n 32
+      patternc check mistral --causal --subset-of causal
+      patternc emit streaming_llm -o kernel.py
+
+    Sizes are written 4096, 4_096, 4K or 1M. Exit status: 0; 1 where a checked guarantee is not proved; 2 for errors.
+    """
+
+
+@main.command(short_help="What a pattern means, and what it costs.")
+@_source
+@_chosen
+@click.option("--n", type=LENGTH, default=4096, show_default=True, help="Sequence length of the costs.")
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of the flops.")
+@click.option("--plan", is_flag=True, help="Also print the lowering plan: tiles and loops of the kernel.")
+@_json
+@_reports_errors
+def explain(source: str, chosen: str | None, n: int, head_dim: int, plan: bool, as_json: bool) -> None:
+    """Say what a pattern means: in words, in equations, and what it costs.
+
+    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input.
+
+    \b
+    Examples:
+      patternc explain "causal & window(4096)" --n 128K
+      patternc explain gemma3 --json
+      echo "causal & stride(64)" | patternc explain - --plan
+    """
+    from patternc.report.explain import explain as explained
+
+    found = _load(source, chosen)
+    results = [explained(pattern, n=n, head_dim=head_dim) for pattern in found]
+    plans = [_plans(pattern) for pattern in found] if plan else [[] for _ in found]
+    if as_json:
+        extra: list[dict[str, Any]] = [{"plan": [text for _, text in texts]} if plan else {} for texts in plans]
+        _print_json([{**result.to_json(), **more} for result, more in zip(results, extra, strict=True)])
+        return
+    console = _console()
+    for i, (result, texts) in enumerate(zip(results, plans, strict=True)):
+        if i:
+            console.print()
+        console.print(result.render())
+        for where, text in texts:
+            console.print(Text(f"plan{f' of {where}' if where else ''}", "bold dim"))
+            console.print(Text(text), soft_wrap=True)
+
+
+def _plans(pattern: Pattern) -> list[tuple[str, str]]:
+    try:
+        from patternc.runtime.compile import plan_for
+    except ImportError as error:
+        raise _Failure("no-plan", f"the lowering is not available here: {error}") from None
+    if pattern.layers == 1:
+        return [("", str(plan_for(pattern)))]
+    return [(f"layer {i}", str(plan_for(pattern, layer=i))) for i in _distinct_layers(pattern)]
+
+
+def _distinct_layers(pattern: Pattern) -> list[int]:
+    first: dict[Pattern, int] = {}
+    for i in range(pattern.layers):
+        first.setdefault(pattern.layer(i), i)
+    return list(first.values())
+
+
+@main.command(short_help="Draw the mask, here or as an SVG file.")
+@_source
+@_chosen
+@click.option("--n", type=LENGTH, default=64, show_default=True, help="Sequence length.")
+@click.option("--tiles", type=LENGTH, help="Draw the borders of tiles of this size, and count them.")
+@_head
+@_layer
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write an SVG file instead.")
+@click.option("--width", type=click.IntRange(12), help="Columns to use; the terminal's by default.")
+@_json
+@_reports_errors
+def show(
+    source: str,
+    chosen: str | None,
+    n: int,
+    tiles: int | None,
+    head: int,
+    layer: int,
+    svg: Path | None,
+    width: int | None,
+    as_json: bool,
+) -> None:
+    """Draw the mask: queries run down, keys to the right; a colour (a letter, without colours) for each part.
+
+    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. What runtime inputs or scores
+    decide is drawn pale (in small letters).
+
+    \b
+    Examples:
+      patternc show "causal & (window(4) | global([0]) | stride(8))" --n 32
+      patternc show longformer --n 8K
+      patternc show "causal & chunk(16)" --tiles 16
+      patternc show flagship --n 16K --svg flagship.svg
+    """
+    from patternc.report.svg import mask_svg
+    from patternc.report.text import mask_text
+
+    found = _load_one(source, chosen) if svg else None
+    if found is not None and svg is not None:
+        try:
+            svg.write_text(mask_svg(found, n, head=head, layer=layer), "utf-8")
+        except OSError as error:
+            raise _Failure("no-file", f"cannot write '{svg}': {error.strerror}") from None
+        if as_json:
+            _print_json({"file": str(svg)})
+        else:
+            click.echo(f"wrote {svg}")
+        return
+    patterns = _load(source, chosen)
+    if as_json:
+        _print_json([_mask_json(pattern, n, head, layer) for pattern in patterns])
+        return
+    console = _console(width=width)
+    colours = console.color_system is not None
+    for i, pattern in enumerate(patterns):
+        if i:
+            console.print()
+        if len(patterns) > 1:
+            console.print(Text(pattern.name or str(pattern), "bold"))
+        drawn = mask_text(pattern, n, head=head, layer=layer, width=console.width, colours=colours, tiles=tiles)
+        console.print(drawn, soft_wrap=True)
+
+
+def _mask_json(pattern: Pattern, n: int, head: int, layer: int) -> dict[str, Any]:
+    """Rows as runs [first, last] of keys that are held, and of keys that are possible but not held."""
+    from patternc.report.picture import picture
+    from patternc.report.svg import runs
+
+    drawn = picture(pattern, n, head=head, layer=layer)
+    codes = drawn.codes()
+    rows = [{"held": _runs(runs(row > 0)), "possible": _runs(runs(row < 0))} for row in codes]
+    return {"name": pattern.name, "expression": str(pattern), "n": n, "head": head, "layer": layer, "rows": rows}
+
+
+def _runs(found: Any) -> list[list[int]]:
+    return [[first, end - 1] for first, end in found]
+
+
+@main.command(short_help="Prove or refute guarantees about it.")
+@_source
+@_chosen
+@click.option("--causal", is_flag=True, help="No query reads a key after it.")
+@click.option("--nonempty", is_flag=True, help="No query is left without a key.")
+@click.option("--self-loops", is_flag=True, help="Every query reads its own position.")
+@click.option("--subset-of", metavar="PATTERN", multiple=True, help="Every pair is one of this pattern.")
+@click.option("--equivalent-to", metavar="PATTERN", multiple=True, help="The pairs are those of this pattern.")
+@_json
+@_reports_errors
+def check(
+    source: str,
+    chosen: str | None,
+    causal: bool,
+    nonempty: bool,
+    self_loops: bool,
+    subset_of: Sequence[str],
+    equivalent_to: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Prove or refute guarantees, for every sequence length, layer and head; all three properties without options.
+
+    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. The exit status is 1 if any
+    checked guarantee is not proved, so that a CI job can depend on it.
+
+    \b
+    Examples:
+      patternc check "causal & (window(4096) | sinks(4))"
+      patternc check patterns.pat --causal --nonempty
+      patternc check "causal & window(128)" --subset-of mistral
+      patternc check "chunk(8) | blocks(8, 1, 0)" --equivalent-to "blocks(8, 1, 0)"
+    """
+    from patternc.analysis.inclusion import prove_equivalent, prove_subset
+
+    every = not (causal or nonempty or self_loops or subset_of or equivalent_to)
+    asked: list[Callable[[Pattern], Verdict]] = []
+    asked += [Pattern.prove_causal] if causal or every else []
+    asked += [Pattern.prove_nonempty] if nonempty or every else []
+    asked += [Pattern.prove_self_loops] if self_loops or every else []
+    asked += [partial(prove_subset, other=_load_one(text, None)) for text in subset_of]
+    asked += [partial(prove_equivalent, other=_load_one(text, None)) for text in equivalent_to]
+    results = [(pattern, [ask(pattern) for ask in asked]) for pattern in _load(source, chosen)]
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": pattern.name,
+                    "expression": str(pattern),
+                    "proved": all(verdicts),
+                    "verdicts": [verdict.to_json() for verdict in verdicts],
+                }
+                for pattern, verdicts in results
+            ]
+        )
+    else:
+        console = _console()
+        for pattern, verdicts in results:
+            console.print(Text(f"{pattern.name} = {pattern}" if pattern.name else str(pattern), "bold"))
+            console.print(_verdicts(verdicts))
+    if not all(verdict for _, verdicts in results for verdict in verdicts):
+        raise SystemExit(NOT_PROVED)
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for verdict in verdicts:
+        words = Text(verdict.claim)
+        place = f"{verdict.where}: " if verdict.where else ""
+        words.append(f"\n{place}{verdict.reason}", "dim" if verdict else "")
+        table.add_row(Text(*_STATUS[verdict.status]), words)
+    return table
+
+
+@main.command(short_help="Write the source of its kernel.")
+@_source
+@_chosen
+@click.option("--backend", default="triton", show_default=True, metavar="NAME", help="Which backend writes the kernel.")
+@click.option("--layer", type=click.IntRange(0), help="Which layer, where the layers differ.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file.")
+@_json
+@_reports_errors
+def emit(source: str, chosen: str | None, backend: str, layer: int | None, output: Path | None, as_json: bool) -> None:
+    """Write the kernel's source: a file of its own that does not need patternc.
+
+    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input.
+
+    \b
+    Examples:
+      patternc emit "causal & window(4096)" -o window.py
+      patternc emit gemma3 --layer 5 --backend reference
+    """
+    try:
+        from patternc.runtime.compile import emit_source
+    except ImportError as error:
+        raise _Failure("no-emitter", f"the emitter is not available here: {error}") from None
+    pattern = _load_one(source, chosen)
+    text = emit_source(pattern, backend, layer=layer)
+    if output is not None:
+        try:
+            output.write_text(text, "utf-8")
+        except OSError as error:
+            raise _Failure("no-file", f"cannot write '{output}': {error.strerror}") from None
+    if as_json:
+        written = None if output is None else str(output)
+        _print_json({"expression": str(pattern), "backend": backend, "layer": layer, "file": written, "source": text})
+    elif output is not None:
+        click.echo(f"wrote {output}")
+    else:
+        click.echo(text, nl=not text.endswith("\n"))
+
+
+FLAGSHIP_DEMO = "causal & (window(32) | global([0]) | stride(16) | random(3) | topk(indexer, 16))"
+
+
+@main.command(short_help="Compile and run it on random numbers.")
+@click.argument("source", metavar="[PATTERN]", default=FLAGSHIP_DEMO)
+@_chosen
+@click.option("--n", type=LENGTH, default=256, show_default=True, help="Sequence length.")
+@_json
+@_reports_errors
+def demo(source: str, chosen: str | None, n: int, as_json: bool) -> None:
+    """Compile a pattern, run it on random numbers and compare it with the reference. Needs torch.
+
+    \b
+    Examples:
+      patternc demo
+      patternc demo "causal & (window(64) | stride(64))" --n 512
+    """
+    try:
+        from patternc.runtime.demo import run_demo
+    except ImportError as error:
+        hint = "pip install 'patternc[kernels]'" if error.name in ("torch", "triton") else None
+        raise _Failure("no-runtime", f"the demo is not available here: {error}", hint) from None
+    result = run_demo(_load_one(source, chosen), n=n)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        _console().print(result.render(colours=_console().color_system is not None))
+
+
+@main.command(name="presets", short_help="List the published patterns.")
+@_json
+@_reports_errors
+def list_presets(as_json: bool) -> None:
+    """List the published patterns that ship with the package; each name is a word of the language.
+
+    \b
+    Examples:
+      patternc presets
+      patternc explain bigbird
+    """
+    found = presets()
+    if as_json:
+        _print_json([_preset_json(name, pattern) for name, pattern in found.items()])
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, pattern in found.items():
+        table.add_row(Text(name), Text(str(pattern)))
+    _console().print(table)
+
+
+def _preset_json(name: str, pattern: Pattern) -> dict[str, Any]:
+    sizes = {"layers": pattern.layers, "heads": pattern.heads, "inputs": list(pattern.inputs)}
+    return {"name": name, "expression": str(pattern), **sizes}
+
+
+if __name__ == "__main__":
+    main(prog_name="patternc")
