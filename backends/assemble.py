@@ -9,7 +9,7 @@ from textwrap import indent, wrap
 
 from patternc.lower.plan import Atom, Draws, HeadPlan, Phase, Plan, Selection, Walk
 from patternc.relation import Loop
-from patternc.scalar import TRUE, Scalar, op, text
+from patternc.scalar import TRUE, Scalar, op, text, variables
 from patternc.terms import Document, Layout, TopK
 
 from .printer import python
@@ -86,8 +86,8 @@ class PythonNames:
     def condition(self, name: str, mask: Scalar) -> str:
         """A function (scope, q, k) -> bool tensor."""
         body = python(mask, self._calls, tensors=True)
-        if mask in (TRUE, op("not", TRUE)):
-            body = f"(q == q) & (k == k) & {body}"
+        if variables(mask) <= {"n"}:  # a plain bool, and callers want a tensor
+            body = f"(q == q) & (k == k) & ({body})"
         return f"def {name}(s, q, k):\n    n = s.n  # noqa: F841\n    return {body}"
 
     def atoms(self) -> list[str]:
@@ -142,11 +142,15 @@ def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop
     for loop in loops:
         lines.append(f"    counts.append(({python(loop.count, tensors=True)} + 0 * q).clamp(min=0))")
         lines.append(f"    starts.append({python(loop.start, tensors=True)} + 0 * q)")
+    steps = tuple(loop.step for loop in loops)
+    values = f"values_at(ranks, counts, starts, {steps!r})"
+    if any(loop.interleaved for loop in loops):
+        values = f"merged_values_at(ranks, counts, starts, {steps!r}, n)"
     lines += [
         "    total = sum(counts, 0 * q)",
         *([f"    total = total.clamp(max={pool})"] if pool is not None else []),
         f"    ranks = torch.cat(draw_ranks({draws}, total, {seed}, s.head, q, torch.where), -1)",
-        f"    return values_at(ranks, counts, starts, {tuple(loop.step for loop in loops)!r})",
+        f"    return {values}",
     ]
     return "\n".join(lines)
 

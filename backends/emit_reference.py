@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from patternc.backend import Request
+from patternc.lower.cost import TileCost
 from patternc.lower.normalise import AtomTable
 from patternc.lower.plan import HeadPlan, Plan, Tile
 from patternc.pattern import parse
 from patternc.scalar import Scalar, Var, conjunction, disjunction
 from patternc.terms import Condition, Meaning, Random, Term, TopK
 
-from .assemble import PythonNames, header, inputs, sampler, verbatim
+from .assemble import SAMPLER, PythonNames, header, inputs, verbatim
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_LENGTH = 16_384
@@ -28,21 +29,24 @@ class ReferenceBackend:
             reasons.append(f"{request.length} keys are over {MAX_LENGTH}: its mask is dense")
         return reasons
 
-    def tile(self, request: Request) -> Tile:  # noqa: ARG002
-        return Tile(128, 128)
+    def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
+        return (TileCost(Tile(128, 128), 1, 1, 1),)
 
     def emit(self, plan: Plan) -> str:
         pattern = parse(plan.pattern)
         functions: list[str] = []
         rows: list[str] = []
+        draws = False
         for index, group in enumerate(plan.heads):
-            functions += _group(index, group, pattern.meaning(head=group.heads[0]))
+            meaning = pattern.meaning(head=group.heads[0])
+            draws |= any(isinstance(choice, Random) for term in meaning.picks for choice in term.choices)
+            functions += _group(index, group, meaning)
             rows.append(f"    ({group.runs!r}, {group.period}, mask_g{index}),\n")
         parts = [
             f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\nimport torch\n\n"
             f"{inputs(plan)}",
             verbatim("patternc.runtime", "support.py"),
-            *sampler(plan),
+            *([verbatim("patternc", "random_edges.py", SAMPLER)] if draws else []),
             verbatim("patternc.backends", "reference_kernel.py"),
             *functions,
             f"MASKS = (\n{''.join(rows)})",

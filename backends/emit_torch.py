@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from patternc.backend import Request
+from patternc.lower.cost import TileCost
 from patternc.lower.plan import Gather, Listed, Phase, Plan, Tile, Walk
 from patternc.terms import Layout
 
@@ -22,8 +23,8 @@ class TorchBackend:
     def unsupported(self, request: Request) -> list[str]:
         return [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
 
-    def tile(self, request: Request) -> Tile:  # noqa: ARG002
-        return Tile(128, 128)
+    def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
+        return (TileCost(Tile(128, 128), 1, 1, 1),)
 
     def emit(self, plan: Plan) -> str:
         return "\n\n\n".join([*preamble(plan, self.name), *groups(plan)]) + "\n"

@@ -8,13 +8,14 @@ from importlib.util import find_spec
 from textwrap import indent
 
 from patternc.backend import Request
+from patternc.lower.cost import TileCost
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Plan, Tile, Walk
 from patternc.relation import Loop
 from patternc.scalar import TRUE, Scalar, size
 from patternc.terms import Document, Layout
 
 from .assemble import PythonNames, header, inputs, sampler, selections, verbatim
-from .printer import is_wide, python, triton
+from .printer import POSITION_LIMIT, is_wide, python, triton
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM = 256
@@ -44,11 +45,16 @@ class TritonBackend:
                 reasons.append(f"{what} {size} is over {MAX_HEAD_DIM}")
         return reasons
 
-    def tile(self, request: Request) -> Tile:
+    def tiles(self, request: Request) -> tuple[TileCost, ...]:
         wide = max(request.head_dim, request.value_dim)
         if request.dtype == "float32":
-            return Tile(64, 32) if wide <= 128 else Tile(32, 32)
-        return Tile(64, 16 if wide > 128 else 64 if request.generation >= 9 else 32)
+            return (TileCost(Tile(64 if wide <= 128 else 32, 32), 1, 2, 1),)
+        if wide > 128:
+            return (TileCost(Tile(64, 16), 1, 2, 1),)
+        if request.generation < 9:
+            return (TileCost(Tile(64, 32), 1, 2, 1),)
+        # Measured on an H200, bf16, head_dim 128: dense rows prefer 128 queries, masks are cheaper with 64.
+        return TileCost(Tile(64, 64), 1, 2, 1), TileCost(Tile(128, 64), 1.57, 6, 2)
 
     def emit(self, plan: Plan) -> str:
         names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
@@ -116,13 +122,34 @@ class _Kernel:
             lines.append(f"    total = tl.minimum(total, {atom.choice.pool})")
         lines.append(f"    rank = drawn_ranks(total, head, row, {atom.choice.seed}, {atom.choice.draws}, {_slots(atom)}, ROWS)")
         lines.append("    found = rank * 0 - 1")
-        lines.append("    rank = tl.where(rank < 0, 1 << 40, rank)")
-        for i, loop in enumerate(atom.loops):
-            value = f"{triton(loop.start, names)} + {loop.step} * rank"
-            lines.append(f"    found = tl.where((rank >= 0) & (rank < count_{i}), {value}, found)")
-            lines.append(f"    rank = rank - count_{i}")
+        if any(loop.interleaved for loop in atom.loops):
+            lines += self._merged(atom, names)
+        else:
+            lines.append("    rank = tl.where(rank < 0, 1 << 40, rank)")
+            for i, loop in enumerate(atom.loops):
+                value = f"{triton(loop.start, names)} + {loop.step} * rank"
+                lines.append(f"    found = tl.where((rank >= 0) & (rank < count_{i}), {value}, found)")
+                lines.append(f"    rank = rank - count_{i}")
         lines.append("    return found.to(tl.int32)")
         return "\n".join(lines)
+
+    def _merged(self, atom: Draws, names: dict[str, str]) -> list[str]:
+        """By bisection, as loops that interleave need: the smallest value that more than ``rank`` values do not exceed."""
+        reached = []
+        for i, loop in enumerate(atom.loops):
+            start = triton(loop.start, names)
+            passed = f"tl.where(further < {start}, 0, (further - ({start})) // {loop.step} + 1)"
+            reached.append(f"        below += tl.minimum({passed}, count_{i})")
+        return [
+            f"    reach = tl.full([1, 1], {POSITION_LIMIT // 2}, tl.int64)",
+            f"    for _ in range({(POSITION_LIMIT - 1).bit_length()}):",
+            "        further = found + reach",
+            "        below = rank * 0",
+            *reached,
+            "        found = tl.where(below <= rank, further, found)",
+            "        reach = reach // 2",
+            "    found = tl.where((rank >= 0) & (rank < total), found + 1, -1)",
+        ]
 
     def _parameters(self) -> list[str]:
         found = []

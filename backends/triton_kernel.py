@@ -92,7 +92,7 @@ def launch_options(wide, itemsize, generation):
 
     ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
     """
-    roomy = wide <= 128 and not (HEAVY and generation)
+    roomy = ROWS * wide <= 8192 and not (HEAVY and generation)
     return {"num_warps": 4 if roomy else 8, "num_stages": 2 if generation == 0 or wide * itemsize > 256 else 3}
 
 

@@ -15,7 +15,8 @@ from patternc.diagnostics import suggest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from patternc.lower.plan import Plan, Tile
+    from patternc.lower.cost import TileCost
+    from patternc.lower.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Backend(Protocol):
         """Why this backend cannot serve a request; empty if it can."""
         ...
 
-    def tile(self, request: Request) -> Tile:
-        """The tile shape that suits a request."""
+    def tiles(self, request: Request) -> tuple[TileCost, ...]:
+        """The tile shapes to choose from for a request, with what they cost."""
         ...
 
     def emit(self, plan: Plan) -> str:
@@ -83,12 +84,17 @@ def backend_named(name: str) -> Backend:
     return known[name]
 
 
-def choose(request: Request) -> Backend:
-    """The preferred backend for a request.
+def choose(request: Request, name: str = "") -> Backend:
+    """The backend of that name, or without a name the preferred one, for a request.
 
     Raises:
-        ValueError: none can serve it; the message lists every backend's reasons.
+        ValueError: it (or none) can serve the request; the message lists the reasons.
     """
+    if name:
+        reasons = backend_named(name).unsupported(request)
+        if reasons:
+            raise ValueError(f"the {name} backend cannot run this call: {', '.join(reasons)}")
+        return backend_named(name)
     ranked = sorted(backends().values(), key=lambda b: -b.rank)
     for backend in ranked:
         if not backend.unsupported(request):

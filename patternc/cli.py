@@ -23,6 +23,7 @@ from patternc.relation import BudgetExceeded
 
 if TYPE_CHECKING:
     from patternc.analysis.verdict import Verdict
+    from patternc.runtime.demo import Demo
 
 R = TypeVar("R")
 
@@ -431,7 +432,20 @@ def demo(source: str, chosen: str | None, n: int, as_json: bool) -> None:
     if as_json:
         _print_json(result.to_json())
     else:
-        _console().print(result.render(colours=_console().color_system is not None))
+        _print_demo(result)
+
+
+def _print_demo(found: Demo) -> None:
+    from patternc.report.text import mask_text
+
+    console = _console()
+    colours = console.color_system is not None
+    console.print(Text(str(found.pattern), "bold"))
+    console.print(mask_text(found.pattern, min(found.n, 64), width=console.width, colours=colours), soft_wrap=True)
+    console.print(Text(f"\n{found.plan}\n"), soft_wrap=True)
+    console.print(f"q, k, v: (1, {found.heads}, {found.n}, {found.head_dim}) random numbers on {found.device}")
+    console.print(f"{found.backend} backend: {found.forward_ms:.2f} ms; dense reference: {found.reference_ms:.2f} ms")
+    console.print(f"largest difference between the two: {found.error:.2g}")
 
 
 @main.command(name="presets", short_help="List the published patterns.")

@@ -53,7 +53,7 @@ class PatternError(ValueError):
     """
 
     def __init__(self, code: str, message: str, span: Span | None = None, hint: str | None = None):
-        self.diagnostic = Diagnostic(code, message, span, hint)
+        self.diagnostic = Diagnostic(code, _clipped(message), span, hint and _clipped(hint))
         super().__init__(str(self.diagnostic))
 
     @property
@@ -71,6 +71,10 @@ class PatternError(ValueError):
     @property
     def hint(self) -> str | None:
         return self.diagnostic.hint
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def suggest(name: str, known: Iterable[str]) -> str | None:

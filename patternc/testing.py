@@ -4,6 +4,9 @@
 runtime inputs that a pattern needs, and `oracle_mask` computes a mask from the syntax alone: primitives by their
 plain-Python oracles, conditions by Python's own arithmetic, draws and selections by loops over sets. It shares the parser
 with the compiler, and nothing after it.
+
+With torch, `random_call` makes up the tensors of a call, and `assert_matches_dense` compares compiled attention with dense
+attention under the masks of `dense_mask`.
 """
 
 from __future__ import annotations
@@ -22,9 +25,14 @@ from patternc.language.primitives import PRIMITIVES
 from patternc.language.resolve import select
 from patternc.language.syntax import Call, Chain, Expression, Integer, List, Name, Range, Unary
 from patternc.pattern import Pattern, parse
+from patternc.terms import Document, Layout, TopK
 
 if TYPE_CHECKING:
+    import torch
     from hypothesis.strategies import DrawFn, SearchStrategy
+    from torch import Tensor
+
+    from patternc.runtime.attention import Attention
 
 Bools: TypeAlias = npt.NDArray[np.bool_]
 
@@ -167,7 +175,7 @@ def random_inputs(pattern: Pattern | str, n: int, *, heads: int = 1, seed: int =
     generator = np.random.default_rng([seed, n])
     found: dict[str, npt.NDArray[Any]] = {}
     for call in _calls(pattern.expression):
-        bound = _arguments(call)
+        bound = _arguments(call) if call.function in ("document", "layout", "topk") else {}
         match call.function:
             case "document":
                 found[bound["ids"]] = np.cumsum(generator.random(n) < 0.2)
@@ -442,3 +450,170 @@ def _argument(node: Expression) -> Any:
                 total = _CALCULATE[sign](total, value)
             return total
     raise ValueError(f"not an argument: {node}")
+
+
+# Calls with tensors (torch is imported when they are made)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tensors for one call."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    inputs: dict[str, Tensor]
+
+
+def random_call(
+    pattern: Pattern | str,
+    *,
+    n: int,
+    n_q: int | None = None,
+    batch: int = 1,
+    heads: int = 1,
+    kv_heads: int | None = None,
+    head_dim: int = 16,
+    value_dim: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    seed: int = 0,
+) -> Example:
+    """Made-up queries, keys, values and runtime inputs (those of `random_inputs`, different in every batch and head)."""
+    import torch
+
+    pattern = parse(pattern) if isinstance(pattern, str) else pattern
+    generator = torch.Generator().manual_seed(seed)
+    n_q = n if n_q is None else n_q
+    kv_heads = heads if kv_heads is None else kv_heads
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, getattr(torch, dtype))
+
+    tensors: dict[str, Tensor] = {}
+    made = [random_inputs(pattern, n, heads=heads, seed=seed * batch + b) for b in range(batch)]
+    for name in pattern.inputs:
+        stacked = torch.from_numpy(np.stack([one[name] for one in made]))
+        if stacked.is_floating_point():  # scores have a row for each query, not for each position
+            stacked = stacked[:, :, n - n_q :].float()
+        tensors[name] = stacked.to(device)
+    q = normal(batch, heads, n_q, head_dim)
+    k = normal(batch, kv_heads, n, head_dim)
+    return Example(q, k, normal(batch, kv_heads, n, value_dim or head_dim), tensors)
+
+
+def dense_mask(pattern: Pattern | str, heads: int, n_q: int, n: int, *, batch: int = 1, **inputs: Any) -> Tensor:
+    """Every batch's and head's mask by `Pattern.mask`, for runtime inputs as a call takes them: bool (batch, heads, n_q, n)."""
+    import torch
+
+    pattern = parse(pattern) if isinstance(pattern, str) else pattern
+    uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs}
+    given = {name: _rows(inputs[name], n_q) for name in uses}
+    found = torch.zeros(batch, heads, n_q, n, dtype=torch.bool)
+    for b in range(batch):
+        for h in range(heads):
+            one: dict[str, Any] = {}
+            for name, use in uses.items():
+                one[name] = _of_pair(use, given[name].detach().cpu(), b, h, heads, n)
+            found[b, h] = torch.from_numpy(pattern.mask(n, h, **one)[n - n_q :])
+    return found
+
+
+def _rows(given: Any, n_q: int) -> Tensor:
+    """All rows of a runtime input that may be a callable."""
+    rows: Tensor = given(0, n_q) if callable(given) else given
+    return rows
+
+
+def _of_pair(use: Layout | Document | TopK, given: Tensor, batch: int, head: int, heads: int, n: int) -> npt.NDArray[Any]:
+    """What one batch and head sees of a runtime input."""
+    match use:
+        case Document():
+            return (given if given.dim() == 1 else given[batch % len(given)]).numpy()
+        case Layout():
+            whole = given[(None,) * (4 - given.dim())]
+            return whole[batch % whole.shape[0], head % whole.shape[1]].numpy()
+        case TopK():
+            rows = given[batch % given.shape[0], head // (heads // given.shape[1])].float().numpy()
+            return np.concatenate([np.zeros((n - len(rows), rows.shape[1])), rows])
+
+
+def assert_matches_dense(
+    attention: Attention | Pattern | str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    backend: str | None = None,
+    scale: float | None = None,
+    grads: bool = True,
+    **inputs: Any,
+) -> None:
+    """Compare compiled attention with dense attention under the pattern's mask: output, log-sum-exp and gradients.
+
+    The tolerance is FlashAttention's: at most twice the error that dense attention in the call's own dtype makes, plus
+    what rounding to that dtype costs, and a few ulps of the accumulator. Queries without keys and keys without queries
+    must give exact zeros (log-sum-exp: -inf). Arguments are as for a call of `Attention`.
+
+    Raises:
+        AssertionError: which result differs, where, and by how much.
+    """
+    import torch
+
+    from patternc.runtime.attention import Attention as Compiled
+    from patternc.runtime.attention import compile as compile_
+
+    if not isinstance(attention, Compiled):
+        attention = compile_(attention, backend=backend)
+    elif backend is not None:
+        attention = Compiled(attention.pattern, backend, attention.bound)
+    batch, heads, n_q, _ = q.shape
+    n, kv_heads = k.shape[2], k.shape[1]
+    mask = dense_mask(attention.pattern, heads, n_q, n, batch=batch, **{**attention.bound, **inputs}).to(q.device)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(*shape, generator=generator).to(q.device) for shape in ((*q.shape[:3], v.shape[3]), q.shape[:3])]
+
+    def results(run: Callable[..., Any], dtype: torch.dtype) -> dict[str, Tensor]:
+        leaves = [t.detach().to(dtype).requires_grad_(grads) for t in (q, k, v)]
+        out, lse = run(*leaves)
+        found = {"out": out, "lse": lse}
+        if grads:
+            flat = torch.autograd.grad((out, lse), leaves, [g.to(t.dtype) for g, t in zip(upstream, (out, lse), strict=True)])
+            found |= dict(zip(("grad of q", "grad of k", "grad of v"), flat, strict=True))
+        return {name: t.detach() for name, t in found.items()}
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (t.repeat_interleave(heads // kv_heads, 1) for t in (k, v))
+        some = mask.any(-1, keepdim=True)
+        scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = scores.masked_fill(~mask & some, -torch.inf)
+        weights = torch.softmax(scores, -1).masked_fill(~some, 0)
+        return weights @ v, torch.logsumexp(scores, -1).masked_fill(~some[..., 0], -torch.inf)
+
+    def compiled(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        return attention(q, k, v, scale=scale, return_lse=True, **inputs)
+
+    accumulator = torch.float64 if q.dtype == torch.float64 else torch.float32
+    got = results(compiled, q.dtype)
+    plain = results(dense, q.dtype)
+    exact = results(dense, torch.float64 if q.dtype in (torch.float32, torch.float64) else torch.float32)
+    read = mask.view(batch, kv_heads, heads // kv_heads * n_q, n).any(2)[..., None]
+    answers = mask.any(-1, keepdim=True)
+    live = {"out": answers, "lse": answers[..., 0], "grad of q": answers, "grad of k": read, "grad of v": read}
+    for name, mine in got.items():
+        ref = exact[name]
+        wanted = accumulator if name == "lse" else q.dtype
+        what = f"{name} of {attention!r} for q {tuple(q.shape)}, k {tuple(k.shape)}, {q.dtype}"
+        assert (mine.dtype, mine.shape) == (wanted, ref.shape), f"{what} is {mine.dtype} {tuple(mine.shape)}"
+        dead = ~live[name].expand(ref.shape)
+        nothing = -torch.inf if name == "lse" else 0.0
+        assert bool((mine[dead] == nothing).all()), f"{what} is not {nothing} where nothing is read"
+        mine, ref, near = (t.masked_fill(dead, 0) for t in (mine, ref, plain[name]))
+        rounded = ref.to(mine.dtype)
+        rounding = (rounded + 0.3 - 0.3 - rounded).abs().max().item() if ref.numel() else 0.0
+        ulps = 32 * torch.finfo(accumulator).eps * (1 + ref.abs().max().item()) if ref.numel() else 0.0
+        allowed = 2 * (near - ref).abs().max().item() + 2 * rounding + ulps if ref.numel() else 0.0
+        error = (mine - ref).abs().nan_to_num(nan=torch.inf)
+        if error.numel() and error.max().item() > allowed:
+            place = tuple(int(i) for i in np.unravel_index(int(error.argmax()), tuple(error.shape)))
+            raise AssertionError(f"{what} is off by {error.max().item():.3g} at {place}; {allowed:.3g} is allowed")

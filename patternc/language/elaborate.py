@@ -11,7 +11,7 @@ from typing import Any
 from patternc.diagnostics import PatternError, suggest
 from patternc.language.parser import MAX_INTEGER, parse_program
 from patternc.language.primitives import PRIMITIVES, BadArgument, Count, Input, Positions, Primitive, Size
-from patternc.language.resolve import RESERVED, check_keyword, preset_definitions
+from patternc.language.resolve import RESERVED, check_keyword, count_arguments, preset_definitions
 from patternc.language.syntax import Call, Chain, Expression, Integer, Keyword, List, Name, Range, Unary
 from patternc.relation import ELABORATION_BUDGET, BudgetExceeded, Relation, budget
 from patternc.scalar import FALSE, TRUE, Const, Op, Scalar, Var, bounds, conjunction, disjunction, op
@@ -54,7 +54,8 @@ def _pattern(node: Expression) -> Meaning:
             return _of_result(*_primitive(name, [], (), span))
         case Call("where", arguments, keywords, span):
             if len(arguments) != 1 or keywords:
-                raise PatternError("wrong-argument", "'where' takes one condition on q, k and n", span, "where(0 <= q - k and q - k < 128)")
+                hint = "equality is '=='" if keywords else "as in where(0 <= q - k and q - k < 128)"
+                raise PatternError("wrong-argument", "'where' takes one condition on q, k and n", span, hint)
             return Meaning.of_set(Condition(Relation.where(_periodic(condition(arguments[0]), span))))
         case Call(function, arguments, keywords, span):
             return _of_result(*_primitive(function, list(arguments), keywords, span))
@@ -69,7 +70,7 @@ def _pattern(node: Expression) -> Meaning:
         case Chain(operands, operators):
             raise _not_a_pattern(node, operators)
         case Integer(value, span):
-            raise PatternError("wrong-type", f"a pattern was expected, and {value} is a number", span, f"window({value})?")
+            raise PatternError("wrong-type", f"a pattern was expected, and {value} is a number", span, f"a number is an argument, as in window({value})")
         case List(_, span):
             raise PatternError("wrong-type", "a pattern was expected, and this is a list", span, "columns([0..3]) reads listed keys")
         case Unary(operator, _, span):
@@ -129,11 +130,19 @@ def condition(node: Expression) -> Scalar:
         case Chain(operands, operators) if operators[0] in _COMPARISONS:
             values = [_bounded(_number(operand), operand.span) for operand in operands]
             return conjunction(_compare(o, a, b) for o, a, b in zip(operators, values, values[1:], strict=False))
-        case Chain(_, operators) if operators[0] in ("|", "&"):
-            word = "or" if operators[0] == "|" else "and"
-            raise PatternError("wrong-type", f"'{operators[0]}' joins patterns, and this is a condition", node.span, f"write '{word}'")
+        case Chain(_, ("|" | "&", *_)):
+            raise _joins_patterns(node)
+        case (Name(name) | Call(name)) if name in PRIMITIVES:
+            hint = f"join '{name}' and where(...) with '&'"
+            raise PatternError("wrong-type", f"'{name}' is a pattern, and a condition was expected", node.span, hint)
     message = "a condition was expected, such as q - k < 128"
     raise PatternError("wrong-type", message, node.span, "compare with <, <=, ==, !=, >= or >")
+
+
+def _joins_patterns(node: Chain) -> PatternError:
+    operator = node.operators[0]
+    hint = f"write '{'or' if operator == '|' else 'and'}'"
+    return PatternError("wrong-type", f"'{operator}' joins patterns, and this is a condition", node.span, hint)
 
 
 def _bounded(value: Scalar, span: Span) -> Scalar:
@@ -172,6 +181,8 @@ def _number(node: Expression) -> Scalar:
             for operator, operand in zip(operators, operands[1:], strict=True):
                 value = _product(operator, value, _number(operand), operand.span)
             return value
+        case Chain(_, ("|" | "&", *_)):
+            raise _joins_patterns(node)
         case Call(function, _, _, span):
             raise PatternError("wrong-type", f"'{function}(...)' cannot stand in a condition", span, "join patterns outside where(...) with '&'")
     raise PatternError("wrong-type", "a number was expected here", node.span, "numbers are built from q, k, n with + - * // %")
@@ -235,10 +246,19 @@ def _primitive(name: str, arguments: list[Expression], keywords: tuple[Keyword, 
 
 
 def _unknown(name: str, span: Span) -> PatternError:
-    if name in ("q", "k", "n"):
-        return PatternError("wrong-type", f"'{name}' is a position, not a pattern", span, "conditions on positions are written where(...)")
-    known = [w for w in (RESERVED | preset_definitions().keys()) - {"q", "k", "n", "all", "true", "false"}]
-    return PatternError("unknown-name", f"unknown pattern '{name}'", span, suggest(name, known))
+    match name:
+        case "q" | "k" | "n":
+            hint = "conditions on positions are written where(...)"
+            return PatternError("wrong-type", f"'{name}' is a position, not a pattern", span, hint)
+        case "true" | "false" | "all":
+            hint = "'none' is the pattern without pairs" if name == "false" else "'full' is the pattern of all pairs"
+            return PatternError("wrong-type", f"'{name}' is not a pattern", span, hint)
+        case "where" | "heads" | "layers":
+            example = "where(q - k < 128)" if name == "where" else f"{name}(4 * causal + full)"
+            return PatternError("missing-argument", f"'{name}' needs an argument", span, f"as in {example}")
+    known = (RESERVED | preset_definitions().keys()) - {"q", "k", "n", "all", "true", "false"}
+    hint = suggest(name, known) or "a runtime input stands in layout(...), document(...) or topk(...)"
+    return PatternError("unknown-name", f"unknown pattern '{name}'", span, hint)
 
 
 def _bind(
@@ -248,10 +268,11 @@ def _bind(
     names = list(parameters)
     positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(positional):
-        takes = f"at most {len(positional)} positional" if len(names) > len(positional) else str(len(positional) or "no")
-        plural = "" if takes == "1" else "s"
-        message = f"'{primitive.name}' takes {takes} argument{plural}, and this is one more"
-        raise PatternError("too-many-arguments", message, arguments[len(positional)].span, f"as in {primitive.example}")
+        by_name = [name for name in names if name not in positional]
+        without = f" {'without a name' if len(positional) == 1 else 'without names'}" if by_name else ""
+        message = f"'{primitive.name}' takes {count_arguments(len(positional))}{without}, and this is one more"
+        hint = f"{', '.join(by_name)} are given by name, as in {by_name[0]}=2" if by_name else f"as in {primitive.example}"
+        raise PatternError("too-many-arguments", message, arguments[len(positional)].span, hint)
     given: dict[str, Expression] = dict(zip(positional, arguments, strict=False))
     spans = {name: value.span for name, value in given.items()}
     for keyword in keywords:
@@ -277,7 +298,10 @@ def _argument(primitive: Primitive, name: str, node: Expression, kind: Any) -> A
     if kind is Input:
         if not isinstance(node, Name) or node.name in RESERVED:
             message = f"{label} is the name of a runtime input"
-            raise PatternError("wrong-type", message, node.span, "a plain name, given to the kernel as a keyword argument")
+            hint = "a plain name, given to the kernel as a keyword argument"
+            if isinstance(node, Name):
+                hint = f"'{node.name}' is a word of the language; call the input '{node.name}_'"
+            raise PatternError("wrong-type", message, node.span, hint)
         return node.name
     if kind is Positions:
         return _positions(node, label)
@@ -293,7 +317,9 @@ def _integer(node: Expression, label: str) -> int:
     value = _constant(node)
     if value is None:
         hint = None
-        if isinstance(node, Name):
+        if isinstance(node, Call) or (isinstance(node, Name) and node.name in RESERVED | preset_definitions().keys()):
+            hint = "a number was expected, not a pattern"
+        elif isinstance(node, Name):
             hint = f"'{node.name}' is not defined; name a number with 'let {node.name} = 4096'"
         raise PatternError("wrong-type", f"{label} is a number", node.span, hint)
     if abs(value) > MAX_INTEGER:

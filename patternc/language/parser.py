@@ -176,6 +176,12 @@ _HINTS = {
     "!": "complement is '~'",
     "^": "a symmetric difference is (a - b) | (b - a)",
     "=": "equality is '=='",
+    '"': "names are written without quotes",
+    "'": "names are written without quotes",
+    "≤": "write '<='",
+    "≥": "write '>='",
+    "≠": "write '!='",
+    "\N{MINUS SIGN}": "write '-'",
     ".": "numbers are whole, and a range in a list is written 0..63",
 }
 
@@ -206,8 +212,10 @@ def _unexpected_token(source: Source, error: UnexpectedToken) -> PatternError:
     before = source.text[: span.start].rstrip()
     if token.type in ("VBAR", "AMPERSAND") and before.endswith(str(token)):
         hint = _HINTS[str(token) * 2]
-    elif str(token) in _HINTS:
-        hint = _HINTS[str(token)]
+    elif token == "=" and "an operator" in wanted:
+        hint = _HINTS["="]
+    elif token.type in ("INTEGER", "LSQB") and "an operator" in wanted and re.search(r"[A-Za-z_]\w*$", before):
+        hint = "arguments stand in parentheses, as in window(4) or global([0])"
     elif token.type in ("NAME", "LPAR", "INTEGER", "TILDE") and "an operator" in wanted:
         hint = "join two patterns with '|' (union) or '&' (intersection)"
     elif token.type in ("LET", "DEF", "PATTERN"):

@@ -75,6 +75,9 @@ def _own_definitions(program: Program) -> Definitions:
         for name, span in [(definition.name, definition.span), *((p.name, p.span) for p in definition.parameters)]:
             if name in RESERVED:
                 raise PatternError("reserved-name", f"'{name}' is a word of the language and cannot be redefined", span, f"call it '{name}_'")
+        for i, parameter in enumerate(definition.parameters):
+            if parameter.name in [p.name for p in definition.parameters[:i]]:
+                raise PatternError("defined-twice", f"'{definition.name}' has two parameters '{parameter.name}'", parameter.span)
         if definition.name in own:
             raise PatternError("defined-twice", f"'{definition.name}' is already defined", definition.span)
         own[definition.name] = definition
@@ -123,7 +126,7 @@ class _Inliner:
                 if definition.keyword != "def":
                     raise PatternError("not-callable", f"'{function}' takes no arguments", span, f"write '{function}'")
                 inlined = [self.inline(a, parameters) for a in arguments]
-                named = {k.name: (self.inline(_value(k), parameters), k.span) for k in keywords}
+                named = [(k.name, self.inline(_value(k), parameters), k.span) for k in keywords]
                 return self._expand(definition, self._bind(definition, inlined, named, span), span)
             case _:
                 return map_children(node, lambda child: self.inline(child, parameters))
@@ -133,26 +136,26 @@ class _Inliner:
             chain = " -> ".join([*self._active[self._active.index(definition.name) :], definition.name])
             raise PatternError("recursion", f"'{definition.name}' is defined by itself: {chain}", span)
         if definition.parameters and not bound:
-            bound = self._bind(definition, [], {}, span)
+            bound = self._bind(definition, [], [], span)
         self._active.append(definition.name)
         expanded = self.inline(definition.value, bound)
         self._active.pop()
         return expanded
 
     def _bind(
-        self, definition: Definition, arguments: list[Expression], keywords: dict[str, tuple[Expression, Span]], span: Span
+        self, definition: Definition, arguments: list[Expression], keywords: list[tuple[str, Expression, Span]], span: Span
     ) -> dict[str, Expression]:
         names = [p.name for p in definition.parameters]
         if len(arguments) > len(names):
-            raise PatternError("too-many-arguments", f"'{definition.name}' takes {_count(len(names))}", arguments[len(names)].span)
+            raise PatternError("too-many-arguments", f"'{definition.name}' takes {count_arguments(len(names))}, and this is one more", arguments[len(names)].span)
         bound = dict(zip(names, arguments, strict=False))
-        for name, (value, at) in keywords.items():
+        for name, value, at in keywords:
             check_keyword(definition.name, name, names, bound, at)
             bound[name] = value
         for parameter in definition.parameters:
             if parameter.name not in bound:
                 if parameter.value is None:
-                    raise PatternError("missing-argument", f"'{definition.name}' needs '{parameter.name}'", span)
+                    raise PatternError("missing-argument", f"'{definition.name}' needs '{parameter.name}'", span, f"its arguments are {', '.join(names)}")
                 bound[parameter.name] = self.inline(parameter.value)
         return bound
 
@@ -166,7 +169,8 @@ def check_keyword(function: str, name: str, known: list[str], bound: Mapping[str
         raise PatternError("duplicate-argument", f"'{function}' got '{name}' twice", span)
 
 
-def _count(number: int) -> str:
+def count_arguments(number: int) -> str:
+    """"no arguments", "1 argument", "2 arguments"."""
     return "no arguments" if number == 0 else f"{number} argument{'s' if number > 1 else ''}"
 
 
@@ -222,7 +226,7 @@ def mixture_items(call: Call) -> list[tuple[int, Expression]]:
             case _:
                 items.append((1, part))
     if sum(repeat for repeat, _ in items) > MAX_PERIOD:
-        raise PatternError("too-many-repeats", f"'{call.function}' repeats after at most {MAX_PERIOD:,}", call.span)
+        raise PatternError("too-many-repeats", f"'{call.function}' repeats after at most {MAX_PERIOD:,} {call.function}", call.span)
     return items
 
 

@@ -125,18 +125,23 @@ class RuntimeInput:
 
 
 def runtime_inputs(meaning: Meaning) -> tuple[RuntimeInput, ...]:
-    """The runtime inputs by name; leading axes, where there are any, are batch and head."""
+    """The runtime inputs by name; where there are leading axes, a size of 1 serves every batch or head."""
     found: dict[str, RuntimeInput] = {}
     for use in meaning.inputs:
         match use:
             case Layout(name, block):
-                side = "n" if block == 1 else f"ceil(n / {block})"
-                one = RuntimeInput(name, f"(..., {side}, {side})", f"boolean table: which {block} x {block} blocks are read")
+                side = _blocks(block)
+                what = f"boolean table: which {block} x {block} blocks are read; batch and heads may be left out"
+                one = RuntimeInput(name, f"(batch, heads, {side}, {side})", what)
             case Document(name):
                 what = "document ids that never fall, or cumulative lengths (cu_seqlens)"
-                one = RuntimeInput(name, "(..., n) or (documents + 1,)", what)
+                one = RuntimeInput(name, "(n,), (batch, n) or (documents + 1,)", what)
             case TopK(name, _, block):
-                side, of = ("n", "key") if block == 1 else (f"ceil(n / {block})", f"block of {block} keys")
-                one = RuntimeInput(name, f"(..., n, {side})", f"scores of each query for each {of}")
+                of = "key" if block == 1 else f"block of {block} keys"
+                one = RuntimeInput(name, f"(batch, heads, n, {_blocks(block)})", f"scores of each query for each {of}")
         found.setdefault(name, one)
     return tuple(found.values())
+
+
+def _blocks(block: int) -> str:
+    return "n" if block == 1 else f"ceil(n / {block})"

@@ -123,6 +123,7 @@ class Picture:
                     inside = (k >= 0) & (k < self.n)
                     key = np.where(inside, k, 0)
                     through = inside & (self._drawn(_Ruled(term.relation, term.held, term.may, term.draws[1:]), q, key))
+                    through = through & (self._codes(q, key, drawn=False) <= 0)
                     for shares, condition in ((held, term.held), (may, term.may)):
                         kept = through & self._test(condition, q, key)
                         np.add.at(shares[i], (q[kept] // rows, key[kept] // columns), step * weight / size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
+from textwrap import wrap
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,9 @@ _SHADES = "·░▒▓█"
 _LETTERS = "ABCDEFGH"
 _NOTES = {
     (True, False): "",
-    (False, True): " (may, at run time)",
-    (True, True): " (in part at run time)",
-    (False, False): " (no pair of its own at this n)",
+    (False, True): "(may, at run time)",
+    (True, True): "(in part at run time)",
+    (False, False): "(no pair of its own at this n)",
 }
 
 
@@ -54,14 +55,14 @@ def mask_text(
     else:
         columns = max(1, -(-n // room))
         cells = drawn.cells(min(2 * columns, n), columns)
-        lines += _coarse(cells, colours=colours)
+        lines += _coarse(cells, room, colours=colours)
         used = [(bool(cells.held[i].any()), bool(cells.may[i].any())) for i in range(len(drawn.parts))]
         shades = True
     lines += _legend(drawn, used, width, colours=colours, shades=shades)
     if shades:
-        lines.append(_scale(cells))
+        lines += _scale(cells, width)
     if tiles is not None:
-        lines.append(_tile_line(pattern, n, tiles, head, layer))
+        lines += _dim(_tile_line(pattern, n, tiles, head, layer), width)
     return Text("\n").join(lines)
 
 
@@ -72,7 +73,7 @@ def _columns(n: int, cell: int, tiles: int | None) -> int:
 def _exact(codes: npt.NDArray[np.int8], room: int, tiles: int | None, *, colours: bool) -> Iterator[Text]:
     n = len(codes)
     cell = 2 if _columns(n, 2, tiles) <= room else 1
-    yield _key_axis(n, cell, len(str(n)))
+    yield _key_axis(n, room)
     halves = colours and cell == 1 and not tiles
     for q in range(0, n, 2 if halves else 1):
         if tiles and q and q % tiles == 0:
@@ -92,9 +93,9 @@ def _ticks(n: int, *, halves: bool) -> set[int]:
     return {q - (q % 2 if halves else 0) for q in (*range(0, n, step), n - 1)}
 
 
-def _key_axis(n: int, cell: int, margin: int) -> Text:
+def _key_axis(n: int, room: int) -> Text:
     words = f"k = 0 .. {n - 1}"
-    return Text(" " * (margin + 1) + (words if len(words) <= n * cell else "k"), "dim")
+    return Text(" " * (len(str(n)) + 1) + (words if len(words) <= room else "k"), "dim")
 
 
 def _query_label(q: int, n: int, *, labelled: bool) -> Text:
@@ -138,10 +139,9 @@ def _shade(code: int) -> str:
     return colour(code - 1) if code > 0 else pale(-code - 1)
 
 
-def _coarse(cells: Cells, *, colours: bool) -> Iterator[Text]:
+def _coarse(cells: Cells, room: int, *, colours: bool) -> Iterator[Text]:
     (held, share), (may, possible) = cells.strongest(held=True), cells.strongest(held=False)
-    margin = len(str(cells.n))
-    yield _key_axis(cells.n, 1, margin)
+    yield _key_axis(cells.n, room)
     lines = held.shape[0]
     for i in range(lines):
         labelled = i % max(1, lines // 8) == 0 or i == lines - 1
@@ -164,31 +164,43 @@ def _level(share: float) -> int:
     return int(np.searchsorted([0.05, 1 / 3, 2 / 3, 1], share, side="right"))
 
 
-def _scale(cells: Cells) -> Text:
-    scale = "· under 5% held, ░ under 1/3, ▒ under 2/3, ▓ less than all, █ all"
-    return Text(f"a cell is {cells.rows:,} queries by {cells.columns:,} keys\n{scale}", "dim")
+def _scale(cells: Cells, width: int) -> Iterator[Text]:
+    yield from _dim(f"a cell is {cells.rows:,} queries by {cells.columns:,} keys", width)
+    yield from _dim("· under 5% held, ░ under 1/3, ▒ under 2/3, ▓ less than all, █ all", width)
+
+
+def _dim(words: str, width: int, indent: str = "") -> Iterator[Text]:
+    for line in wrap(words, max(width, _MIN_WIDTH), initial_indent=indent, subsequent_indent=indent):
+        yield Text(line, "dim")
 
 
 def _legend(drawn: Picture, used: list[tuple[bool, bool]], width: int, *, colours: bool, shades: bool) -> Iterator[Text]:
+    width = max(width, _MIN_WIDTH)
     for i, (part, (held, may)) in enumerate(zip(drawn.parts, used, strict=True)):
         note = _NOTES[held, may]
-        if colours:
-            marks = [("█", colour(i)), *([("░", pale(i))] if may else [])]
-        else:
-            letter = _LETTERS[i]
-            marks = [] if shades else [(letter if held or not may else letter.lower(), "")]
-        room = max(8, width - len(note) - 4)
-        label = part.label if len(part.label) <= room else part.label[: room - 3] + "..."
-        yield Text.assemble(*marks, " " if marks else "", label, (note, "dim"))
+        marks = _marks(i, held, may, colours=colours, shades=shades)
+        label = part.label if len(part.label) <= width - 4 else part.label[: width - 7] + "..."
+        line = Text.assemble(*marks, " " if marks else "", label)
+        fits = len(line.plain) + 1 + len(note) <= width
+        yield line.append(f" {note}", "dim") if note and fits else line
+        if not fits:
+            yield from _dim(note, width, indent="  ")
 
 
-def _tile_line(pattern: Pattern, n: int, tiles: int, head: int, layer: int) -> Text:
+def _marks(part: int, held: bool, may: bool, *, colours: bool, shades: bool) -> list[tuple[str, str]]:
+    if colours:
+        return [("█", colour(part)), *([("░", pale(part))] if may else [])]
+    letter = _LETTERS[part]
+    return [] if shades else [(letter if held or not may else letter.lower(), "")]
+
+
+def _tile_line(pattern: Pattern, n: int, tiles: int, head: int, layer: int) -> str:
     meaning = pattern.meaning(head=head, layer=layer)
     side = -(-n // tiles)
     classes = tile_classes(meaning.static, n, tiles, tiles) if side <= MAX_EXACT else None
     possible = tile_classes(meaning.possible, n, tiles, tiles) if side <= MAX_EXACT else None
     if classes is None or possible is None:
-        return Text(f"tiles of {tiles}: too many, or too irregular, to count", "dim")
+        return f"tiles of {tiles}: too many, or too irregular, to count"
     full, some = int((classes == 2).sum()), int((possible > 0).sum())
     counts = f"{full:,} full, {some - full:,} partial, {side * side - some:,} empty"
-    return Text(f"tiles of {tiles}: {counts} of {side * side:,}", "dim")
+    return f"tiles of {tiles}: {counts} of {side * side:,}"

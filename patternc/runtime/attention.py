@@ -13,7 +13,7 @@ from patternc.backend import Request, backend_named, choose
 from patternc.diagnostics import suggest
 from patternc.pattern import Pattern, parse
 from patternc.runtime import operator
-from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, kernel, plan_for
+from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for
 from patternc.runtime.support import check_call
 from patternc.terms import TopK
 
@@ -30,6 +30,15 @@ class Attention:
     pattern: Pattern
     backend: str = ""
     bound: dict[str, Any] = field(default_factory=dict)
+    _program: str = field(init=False, repr=False, compare=False)  # known before a call, so that torch.compile need not trace it
+    _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _selects: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        uses = [use for head in range(self.pattern.heads) for use in self.pattern.meaning(head=head).inputs]
+        object.__setattr__(self, "_program", str(self.pattern))
+        object.__setattr__(self, "_names", tuple(dict.fromkeys(use.name for use in uses)))
+        object.__setattr__(self, "_selects", frozenset(use.name for use in uses if isinstance(use, TopK)))
 
     @overload
     def __call__(
@@ -66,9 +75,8 @@ class Attention:
         if torch.is_autocast_enabled(q.device.type):
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = (t.to(dtype) for t in (q, k, v))
-        backend = self._backend(operator.request_of(q, v))
         given = self._inputs(inputs)
-        program, layer = str(self.pattern), 0
+        program, layer, backend = self._program, 0, self.backend
         tensors = [t for t in given.values() if isinstance(t, Tensor)]
         chosen: list[Tensor] = []
         if self._selects:
@@ -76,20 +84,11 @@ class Attention:
                 chosen = operator.select(q, k, v, tensors, program, layer, backend)
             else:
                 with torch.no_grad():
-                    tile = backend_named(backend).tile(operator.request_of(q, v))
-                    chosen = kernel(program, layer, backend, tile.rows, tile.columns).selections(q, k, given)
+                    chosen = operator.module_of(program, layer, backend, q, v).selections(q, k, given)
         kept = [t for name, t in given.items() if name not in self._selects]
         scale = float(q.shape[3] ** -0.5 if scale is None else scale)
         out, lse = operator.attention(q, k, v, kept, chosen, program, layer, backend, scale)
         return (out, lse) if return_lse else out
-
-    def _backend(self, request: Request) -> str:
-        if not self.backend:
-            return choose(request).name
-        reasons = backend_named(self.backend).unsupported(request)
-        if reasons:
-            raise ValueError(f"the {self.backend} backend cannot run this call: {', '.join(reasons)}")
-        return self.backend
 
     def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """The runtime inputs in the kernel's order."""
@@ -103,14 +102,6 @@ class Attention:
             if name not in given:
                 raise ValueError(f"the pattern needs the runtime input '{name}': pass {name}=...")
         return {name: given[name] for name in names}
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return _input_names(self.pattern)[0]
-
-    @property
-    def _selects(self) -> frozenset[str]:
-        return _input_names(self.pattern)[1]
 
     @property
     def plan(self) -> Plan:
@@ -132,12 +123,6 @@ class Attention:
 
     def __repr__(self) -> str:
         return f"compile({str(self.pattern)!r}{f', backend={self.backend!r}' if self.backend else ''})"
-
-
-@lru_cache(maxsize=1024)
-def _input_names(pattern: Pattern) -> tuple[tuple[str, ...], frozenset[str]]:
-    uses = [use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs]
-    return tuple(dict.fromkeys(u.name for u in uses)), frozenset(u.name for u in uses if isinstance(u, TopK))
 
 
 def compile(  # noqa: A001 - the library's own verb

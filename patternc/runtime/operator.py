@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patternc.backend import Request, backend_named, choose
-from patternc.lower.plan import Tile
+from patternc.backend import Request, choose
 from patternc.runtime.compile import kernel
 
 
@@ -28,11 +27,10 @@ def _generation(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if nvidia else 0
 
 
-def _module(program: str, layer: int, backend: str, q: Tensor, v: Tensor) -> Any:
+def module_of(program: str, layer: int, backend: str, q: Tensor, v: Tensor) -> Any:
+    """The loaded kernel that serves a call; an empty ``backend`` leaves the choice to the request."""
     request = request_of(q, v)
-    chosen = backend_named(backend) if backend else choose(request)
-    tile: Tile = chosen.tile(request)
-    return kernel(program, layer, chosen.name, tile.rows, tile.columns)
+    return kernel(program, layer, choose(request, backend).name, request)
 
 
 def _by_name(module: Any, tensors: list[Tensor], *, scores: bool) -> dict[str, Tensor]:
@@ -43,14 +41,14 @@ def _by_name(module: Any, tensors: list[Tensor], *, scores: bool) -> dict[str, T
 @torch.library.custom_op("patternc::select", mutates_args=())
 def select(q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer: int, backend: str) -> list[Tensor]:
     """The lists of keys that the pattern's selections pick."""
-    module = _module(program, layer, backend, q, v)
+    module = module_of(program, layer, backend, q, v)
     found: list[Tensor] = module.selections(q, k, _by_name(module, inputs, scores=True))
     return found
 
 
 @select.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer: int, backend: str) -> list[Tensor]:
-    module = _module(program, layer, backend, q, v)
+    module = module_of(program, layer, backend, q, v)
     shapes = module.selection_shapes(q, k, _by_name(module, inputs, scores=True))
     return [q.new_empty(shape, dtype=torch.int32) for shape in shapes]
 
@@ -60,7 +58,7 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], chosen: list[Tensor], program: str, layer: int, backend: str, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq)."""
-    module = _module(program, layer, backend, q, v)
+    module = module_of(program, layer, backend, q, v)
     out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale)
     return out, lse
 
@@ -90,9 +88,9 @@ def attention_backward(
     grad_lse: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    module = _module(program, layer, backend, q, v)
+    module = module_of(program, layer, backend, q, v)
     if not hasattr(module, "backward"):
-        module = _module(program, layer, "torch", q, v)
+        module = module_of(program, layer, "torch", q, v)
     dq, dk, dv = module.backward(
         q, k, v, _by_name(module, inputs, scores=False), chosen, scale, out, lse, grad_out, grad_lse
     )

@@ -145,6 +145,19 @@ def values_at(ranks, counts, starts, steps):
     return found
 
 
+def merged_values_at(ranks, counts, starts, steps, n):
+    """The values at ``ranks`` of all loops together, ascending, where loops may interleave; -1 at negative ranks."""
+    found = torch.full_like(ranks, -1)
+    for bit in reversed(range((n - 1).bit_length())):
+        further = found + (1 << bit)
+        reached = [
+            torch.minimum(torch.where(further < start, 0, (further - start) // step + 1), count)
+            for count, start, step in zip(counts, starts, steps)  # noqa: B905
+        ]
+        found = torch.where(sum(reached) <= ranks, further, found)
+    return torch.where((ranks >= 0) & (ranks < sum(counts)), found + 1, -1)
+
+
 def selected_rows(scope, index, q):
     """The keys of a selection for queries ``q`` (rows, 1): int64 (b, h, rows, width)."""
     chosen = scope.inputs["selections"][index]

@@ -207,6 +207,14 @@ def test_a_verdict_is_true_only_when_proved() -> None:
     }
 
 
+def test_the_worst_member_counts_in_any_order() -> None:
+    for text in ("heads((self & topk(s, 1)) + causal)", "heads(causal + (self & topk(s, 1)))"):
+        verdict = pc.parse(text).prove_self_loops()
+        assert verdict.status == U
+        assert verdict.where.startswith("head ")
+    assert pc.parse("heads((self & topk(s, 1)) + causal + none)").prove_self_loops().where == "head 2 of every 3"
+
+
 INCLUSIONS = [
     ("window(4)", "local(6)", P, P),
     ("causal & window(4)", "causal", P, R),
@@ -245,8 +253,8 @@ def test_inclusion_names_the_layer() -> None:
 
 
 def test_an_unknown_inclusion_is_not_true() -> None:
-    answer = pc.parse("topk(s, 4)").is_subset("causal")
-    assert answer.holds is not True
+    for text in ("topk(s, 4)", "heads(topk(s, 4) + causal)", "heads(causal + topk(s, 4))"):
+        assert pc.parse(text).is_subset("causal").holds is not True
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,1 @@
+blocks(4, left=1, right=1)

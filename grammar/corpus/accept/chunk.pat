@@ -1,0 +1,1 @@
+causal & chunk(8)

@@ -1,0 +1,2 @@
+def dsa(scores, count=2048) = causal & topk(scores, count)
+dsa(indexer)

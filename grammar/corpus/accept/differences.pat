@@ -1,0 +1,1 @@
+full - window(3) - sinks(2) - (self - causal)

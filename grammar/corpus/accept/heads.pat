@@ -1,0 +1,1 @@
+heads(4 * causal + 2 * (causal & window(4)) + full)

@@ -1,0 +1,1 @@
+layers(5 * (causal & window(1024)) + causal)

@@ -1,0 +1,1 @@
+causal & layout(table, 64)

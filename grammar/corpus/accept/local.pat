@@ -1,0 +1,1 @@
+local(6) | local(1)

@@ -1,0 +1,3 @@
+let a = b & causal
+let b = window(5)
+a

@@ -1,0 +1,3 @@
+pattern near = window(3)
+pattern far = stride(5)
+near | far

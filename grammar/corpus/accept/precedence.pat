@@ -1,0 +1,1 @@
+~causal & window(9) | self - none & full | sinks(1)

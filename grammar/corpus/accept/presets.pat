@@ -1,0 +1,1 @@
+mistral | bigbird_with(4, 1) & causal

@@ -1,0 +1,1 @@
+causal & (window(1K) | sinks(4))

@@ -1,0 +1,1 @@
+causal & topk(indexer, 2K)

@@ -1,0 +1,1 @@
+(causal & chunk(64)) | ((causal - chunk(64)) & topk(gate, 3, block=64))

@@ -1,0 +1,1 @@
+(sinks(2) | window(8)) & topk(scores, 4)

@@ -1,0 +1,1 @@
+causal & topk(a, 8) & (topk(b, 8) | random(2))

@@ -1,0 +1,1 @@
+where(0 <= q - k and q - k < 128)

@@ -1,0 +1,1 @@
+causal & window(4)  # Mistral, at the size of a picture

@@ -1,0 +1,1 @@
+window(3, dilation=4) | window(left=2, right=0, dilation=2)

@@ -1,0 +1,1 @@
+window(left=4_095)

@@ -1,0 +1,1 @@
+window(left=3, right=1)

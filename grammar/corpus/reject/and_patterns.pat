@@ -1,0 +1,1 @@
+causal and window(4)

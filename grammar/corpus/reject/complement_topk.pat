@@ -1,0 +1,1 @@
+causal & ~topk(scores, 4)

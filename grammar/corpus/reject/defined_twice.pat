@@ -1,0 +1,3 @@
+let a = full
+let a = causal
+a

@@ -1,0 +1,2 @@
+def near(w) = window(w)
+near(w=3, w=4)

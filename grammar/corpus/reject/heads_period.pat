@@ -1,0 +1,1 @@
+heads(63 * full + causal) & heads(64 * full + causal)

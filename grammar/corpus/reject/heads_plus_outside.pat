@@ -1,0 +1,1 @@
+heads(2 * full + causal) + full

@@ -1,0 +1,1 @@
+heads(causal * 3 + full)

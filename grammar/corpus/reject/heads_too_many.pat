@@ -1,0 +1,1 @@
+heads(4096 * causal + full)

@@ -1,0 +1,1 @@
+heads(0 * full + causal)

@@ -1,0 +1,1 @@
+causal & window(2k)

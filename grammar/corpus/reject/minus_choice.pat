@@ -1,0 +1,1 @@
+causal - (window(4) | random(2, block=4))

@@ -1,0 +1,2 @@
+def longformer(w, G) = local(w) | global(G)
+longformer(4)

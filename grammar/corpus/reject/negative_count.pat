@@ -1,0 +1,1 @@
+window(left=-1, right=2)

@@ -1,0 +1,2 @@
+let a = full
+a(3)

@@ -1,0 +1,2 @@
+def f(x, x) = window(x)
+f(3, 4)

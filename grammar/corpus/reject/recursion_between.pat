@@ -1,0 +1,3 @@
+let a = causal & b
+let b = a | self
+a

@@ -1,0 +1,1 @@
+causal & topk(causal, 3)

@@ -1,0 +1,2 @@
+let causal = full
+causal

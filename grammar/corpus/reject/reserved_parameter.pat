@@ -1,0 +1,2 @@
+def f(k) = window(k)
+f(3)

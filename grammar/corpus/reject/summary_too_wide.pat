@@ -1,0 +1,1 @@
+summary(4, 3, slot=1)

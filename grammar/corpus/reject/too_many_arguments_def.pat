@@ -1,0 +1,2 @@
+def near(w) = window(w)
+near(3, 4)

@@ -1,0 +1,2 @@
+causal
+window(4)

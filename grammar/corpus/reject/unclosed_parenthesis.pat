@@ -1,0 +1,1 @@
+causal & (window(4) | sinks(2)

@@ -1,0 +1,1 @@
+casual & window(4)

@@ -1,0 +1,1 @@
+where(q < window(4))

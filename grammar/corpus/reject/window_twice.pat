@@ -1,0 +1,1 @@
+window(4, left=2)
