@@ -30,7 +30,6 @@ R = TypeVar("R")
 NOT_PROVED, USAGE = 1, 2
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20}
-_STATUS = {"proved": ("proved", "bold green"), "refuted": ("refuted", "bold red"), "unknown": ("unknown", "bold yellow")}
 
 
 class Length(click.ParamType[int]):
@@ -169,7 +168,7 @@ def main() -> None:
 @_json
 @_reports_errors
 def explain(source: str, chosen: str | None, n: int, head_dim: int, plan: bool, as_json: bool) -> None:
-    """Say what a pattern means: in words, in equations, and what it costs.
+    """Say what a pattern means in words and equations, what it costs, and what is proved about it.
 
     PATTERN is an expression, the name of a preset, a .pat file, or - for standard input.
 
@@ -326,6 +325,7 @@ def check(
       patternc check "chunk(8) | blocks(8, 1, 0)" --equivalent-to "blocks(8, 1, 0)"
     """
     from patternc.analysis.inclusion import prove_equivalent, prove_subset
+    from patternc.report.explain import verdict_table
 
     every = not (causal or nonempty or self_loops or subset_of or equivalent_to)
     asked: list[Callable[[Pattern], Verdict]] = []
@@ -351,21 +351,9 @@ def check(
         console = _console()
         for pattern, verdicts in results:
             console.print(Text(f"{pattern.name} = {pattern}" if pattern.name else str(pattern), "bold"))
-            console.print(_verdicts(verdicts))
+            console.print(verdict_table(verdicts, certificates=True))
     if not all(verdict for _, verdicts in results for verdict in verdicts):
         raise SystemExit(NOT_PROVED)
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for verdict in verdicts:
-        words = Text(verdict.claim)
-        place = f"{verdict.where}: " if verdict.where else ""
-        words.append(f"\n{place}{verdict.reason}", "dim" if verdict else "")
-        table.add_row(Text(*_STATUS[verdict.status]), words)
-    return table
 
 
 @main.command(short_help="Write the source of its kernel.")

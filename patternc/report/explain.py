@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from patternc.analysis.held import certain
 from patternc.analysis.members import Member, members
+from patternc.analysis.verdict import Verdict
 from patternc.language.elaborate import _primitive, condition
 from patternc.language.primitives import PRIMITIVES, Result
 from patternc.language.printer import show
@@ -26,6 +28,7 @@ from patternc.terms import Choice, Document, Filter, Layout, Random, TopK
 
 _FLOPS_FORWARD, _FLOPS_BACKWARD = 4, 10
 _LONG = 600
+_STATUS = {"proved": "bold green", "refuted": "bold red", "unknown": "bold yellow"}
 _CANDIDATES = "; candidates: the {} that the conjuncts allow"
 
 
@@ -83,6 +86,7 @@ class Explanation:
     layers: int
     heads: int
     sections: tuple[Section, ...]
+    verdicts: tuple[Verdict, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The explanation as plain values, for machines."""
@@ -92,6 +96,7 @@ class Explanation:
             "layers": self.layers,
             "heads": self.heads,
             "sections": [_section_json(section) for section in self.sections],
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
         }
 
     def render(self) -> RenderableType:
@@ -106,13 +111,14 @@ class Explanation:
             lines.append(Text("; ".join(words), style="dim"))
         for section in self.sections:
             lines += _render_section(section, alone=len(self.sections) == 1)
-        return Group(*lines)
+        return Group(*lines, Text(), _heading("guarantees, for every n"), Padding(verdict_table(self.verdicts), (0, 0, 0, 2)))
 
 
 def explain(pattern: Pattern, *, n: int = 4096, head_dim: int = 128) -> Explanation:
     """Explain every distinct layer and head of a pattern, with its keys and cost at ``n``."""
     sections = tuple(_section(member, n, head_dim) for member in members(pattern))
-    return Explanation(pattern.name, str(pattern), pattern.layers, pattern.heads, sections)
+    verdicts = (pattern.prove_causal(), pattern.prove_nonempty(), pattern.prove_self_loops())
+    return Explanation(pattern.name, str(pattern), pattern.layers, pattern.heads, sections, verdicts)
 
 
 def _section(member: Member, n: int, head_dim: int) -> Section:
@@ -200,6 +206,20 @@ def _render_section(section: Section, *, alone: bool) -> list[RenderableType]:
     if section.possible is not None:
         lines += [_heading("possible, for some inputs, draws or scores"), _formula(section.possible)]
     return [*lines, *_render_cost(section.cost), *_render_inputs(section.inputs)]
+
+
+def verdict_table(verdicts: Sequence[Verdict], *, certificates: bool = False) -> Table:
+    """Verdicts as a table: the status, the claim, and why it does not hold (or, on request, why it does)."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for verdict in verdicts:
+        words = Text(verdict.claim)
+        if certificates or not verdict:
+            place = f"{verdict.where}: " if verdict.where else ""
+            words.append(f"\n{place}{verdict.reason}", "dim" if verdict else "")
+        table.add_row(Text(verdict.status, _STATUS[verdict.status]), words)
+    return table
 
 
 def _heading(words: str) -> Text:

@@ -14,13 +14,14 @@ from patternc.diagnostics import suggest
 from patternc.pattern import Pattern, parse
 from patternc.runtime import operator
 from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for
-from patternc.runtime.support import check_call
+from patternc.runtime.support import check_call, check_input
 from patternc.terms import TopK
 
 if TYPE_CHECKING:
     from patternc.lower.plan import Plan
 
 MAX_LENGTH = 1 << 24
+CAST = (torch.float16, torch.bfloat16, torch.float32)  # under autocast; float64 is left alone, as torch's own operators do
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,16 @@ class Attention:
             ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
             TypeError: wrong types, dtypes, or a runtime input that the pattern does not have.
         """
+        if isinstance(q, Tensor) and torch.is_autocast_enabled(q.device.type):
+            dtype = torch.get_autocast_dtype(q.device.type)
+            q, k, v = (t.to(dtype) if isinstance(t, Tensor) and t.dtype in CAST else t for t in (q, k, v))
         check_call(q, k, v)
         if k.shape[2] > MAX_LENGTH:
             raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {MAX_LENGTH:,}")
-        if torch.is_autocast_enabled(q.device.type):
-            dtype = torch.get_autocast_dtype(q.device.type)
-            q, k, v = (t.to(dtype) for t in (q, k, v))
         given = self._inputs(inputs)
+        for name, t in given.items():
+            if not (name in self._selects and callable(t)):
+                check_input(name, t, q.device)
         program, layer, backend = self._program, 0, self.backend
         tensors = [t for t in given.values() if isinstance(t, Tensor)]
         chosen: list[Tensor] = []
@@ -140,6 +144,8 @@ def compile(  # noqa: A001 - the library's own verb
         ValueError: unknown backend.
     """
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern must be a Pattern or its text, got {type(pattern).__name__}")
     if backend is not None:
         backend_named(backend)
     if layer is not None:

@@ -37,5 +37,5 @@ def emit_source(
 
 @lru_cache(maxsize=1024)
 def kernel(program: str, layer: int, backend: str, request: Request) -> ModuleType:
-    """The loaded kernel of a pattern's text for a request."""
-    return load(emit_source(parse(program), backend, layer, replace(request, length=0)))
+    """The loaded kernel of a pattern's text for a request (of length 0, so that every n finds the same entry)."""
+    return load(emit_source(parse(program), backend, layer, request))

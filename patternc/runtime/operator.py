@@ -5,6 +5,7 @@ A kernel is named by its pattern's text: any process can rebuild it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -30,7 +31,7 @@ def _generation(device: torch.device) -> int:
 def module_of(program: str, layer: int, backend: str, q: Tensor, v: Tensor) -> Any:
     """The loaded kernel that serves a call; an empty ``backend`` leaves the choice to the request."""
     request = request_of(q, v)
-    return kernel(program, layer, choose(request, backend).name, request)
+    return kernel(program, layer, choose(request, backend).name, replace(request, length=0))
 
 
 def _by_name(module: Any, tensors: list[Tensor], *, scores: bool) -> dict[str, Tensor]:

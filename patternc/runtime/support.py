@@ -17,6 +17,8 @@ def check_call(q, k, v):
     if not q.dtype.is_floating_point:
         raise TypeError(f"q must be floating point, got {q.dtype}")
     b, h, n_q, d = q.shape
+    if d == 0:
+        raise ValueError("q must have a head_dim of at least 1, got 0")
     if k.shape[0] != b or v.shape[0] != b:
         raise ValueError(f"q, k and v must have one batch size, got {b}, {k.shape[0]} and {v.shape[0]}")
     if k.shape[:3] != v.shape[:3]:
@@ -31,7 +33,7 @@ def check_call(q, k, v):
 
 def documents(name, given, batch, n, device):
     """Document ids of shape (batch or 1, n), int32, from ids of that shape or (n,), or from 1-D cu_seqlens."""
-    _check_input(name, given, device)
+    check_input(name, given, device)
     if given.is_floating_point() or given.dtype == torch.bool:
         raise TypeError(f"'{name}' must hold integers (document ids or cu_seqlens), got {given.dtype}")
     if given.dim() == 1 and given.shape[0] != n:
@@ -55,7 +57,7 @@ def document_bounds(ids):
 
 def table(name, given, batch, heads, n, block, device):
     """A block table of shape (batch or 1, heads or 1, blocks, blocks), bool, from one with fewer leading axes."""
-    _check_input(name, given, device)
+    check_input(name, given, device)
     blocks = -(-n // block)
     while given.dim() < 4:
         given = given[None]
@@ -68,7 +70,8 @@ def table(name, given, batch, heads, n, block, device):
     return given.to(torch.bool).contiguous()
 
 
-def _check_input(name, given, device):
+def check_input(name, given, device):
+    """Refuse a runtime input that is no tensor, or on another device."""
     if not isinstance(given, torch.Tensor):
         raise TypeError(f"'{name}' must be a tensor, got {type(given).__name__}")
     if given.device != device:
@@ -83,10 +86,10 @@ def score_rows(name, given, batch, heads, n_q, n, block, start, stop, device):
     """
     if callable(given) and not isinstance(given, torch.Tensor):
         rows = given(start, stop)
-        _check_input(name, rows, device)
+        check_input(name, rows, device)
         wanted = stop - start
     else:
-        _check_input(name, given, device)
+        check_input(name, given, device)
         rows, wanted = given, n_q
     blocks = -(-n // block)
     shape = tuple(rows.shape)
@@ -189,6 +192,8 @@ def select(scope, choices, allowed, held, per_head, batch, heads, n_q, device, m
     """
     n = scope.n
     shape = selection_shape(scope.inputs, choices, per_head, batch, heads, n_q, n)
+    if 0 in (*shape, batch):
+        return torch.empty(shape, dtype=torch.int32, device=device)
     chunk = max(1, memory // (n * batch * heads))
     keys = torch.arange(n, device=device)
     parts = []

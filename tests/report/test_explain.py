@@ -94,6 +94,14 @@ def test_costs() -> None:
     assert cost.speedup == pytest.approx(256 / 58)
 
 
+def test_guarantees() -> None:
+    found = explain(pc.parse("causal & topk(s, 4)"))
+    assert [v.status for v in found.verdicts] == ["proved", "proved", "refuted"]
+    out = io.StringIO()
+    Console(file=out, width=100).print(found.render())
+    assert "refuted  every query reads its own position" in out.getvalue()
+
+
 def test_inputs() -> None:
     found = runtime_inputs(pc.parse("layout(t, 64) & document(ids) | topk(s, 2, block=16) | topk(z, 4)").meaning())
     assert {i.name: i.shape for i in found} == {

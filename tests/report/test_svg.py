@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -114,6 +115,13 @@ def test_text_is_escaped() -> None:
     svg = mask_svg(pc.parse(text), 8)
     assert text in words(svg)
     assert "q - k < 5" not in svg
+
+
+def test_the_picture_of_the_readme_is_current() -> None:
+    """Made by: patternc show "causal & (window(8) | ...)" --n 64 --svg examples/flagship.svg, with the text below."""
+    p = pc.parse("causal & (window(8) | global([0]) | stride(16) | random(2) | topk(indexer, 4))")
+    path = Path(__file__).resolve().parents[2] / "examples" / "flagship.svg"
+    assert path.read_text("utf-8") == mask_svg(p, 64)
 
 
 def test_bare_pictures_have_no_text() -> None:
