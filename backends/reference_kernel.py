@@ -2,7 +2,7 @@
 
 import torch
 
-from patternc.runtime.support import Scope, check_call, head_ids, prepare, score_rows
+from patternc.runtime.support import Scope, check_call, head_ids, prepare, score_rows, without_autocast
 
 
 def best(scope, name, k, block, may):
@@ -51,6 +51,7 @@ def selection_shapes(q, k, inputs):
     return [(*q.shape[:3], k.shape[2])]
 
 
+@without_autocast
 def dense(q, k, v, mask, scale):
     """softmax(Q K^T * scale + mask) V and its log-sum-exp, in float32 (float64 for float64)."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -68,6 +69,7 @@ def forward(q, k, v, inputs, chosen, scale):
     return dense(q, k, v, mask.bool(), scale)
 
 
+@without_autocast
 def backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse):
     """Gradients of q, k and v by the equations: with P the weights, dV = P^T dO and dS = P (dO V^T - dO.O + dlse)."""
     mask = chosen[0].bool() if chosen else dense_mask(q, k, inputs)

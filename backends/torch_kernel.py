@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from patternc.runtime.support import Scope, check_call, head_ids, prepare, selections
+from patternc.runtime.support import Scope, check_call, head_ids, prepare, selections, without_autocast
 
 SPAN = 2048  # keys of one step
 ELEMENTS = 1 << 22  # scores of one step
@@ -177,6 +177,7 @@ def _compute_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@without_autocast
 def forward(q, k, v, inputs, chosen, scale):
     """Output (b, h, n_q, d_v) in q's dtype and log-sum-exp (b, h, n_q) in float32 (float64 for float64)."""
     wide = _compute_dtype(q.dtype)
@@ -209,6 +210,7 @@ def forward(q, k, v, inputs, chosen, scale):
     return out, lse
 
 
+@without_autocast
 def backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse):
     """Gradients of q, k and v. With p = exp(s - lse): ds = p (dO.v - dO.o + dlse)."""
     wide = _compute_dtype(q.dtype)

@@ -23,6 +23,7 @@ TILE_BUDGET = 1_000_000
 ELABORATION_BUDGET = 800_000
 ROW_BUDGET = 50_000
 MAX_RESIDUES = 4_096
+MAX_ORDERED = 16
 
 T = TypeVar("T")
 
@@ -186,11 +187,13 @@ class Relation:
         Raises:
             BudgetExceeded: there is no such list of at most `MAX_RESIDUES` loops within the budget.
         """
-        blocked = Relation(_tile_rows(block).reverse().apply_range(self._map).apply_range(_tile_columns(block)).coalesce())
+        blocks = _tile_rows(block).reverse().apply_range(self._map).apply_range(_tile_columns(block))
+        blocked = Relation(blocks.compute_divs().coalesce())
         context = isl.Set(f"[n, q] -> {{ : 0 <= q and {block} * q < n }}")
-        loops = tuple(_loops(_range_over(blocked._map, "q"), context))
-        if any(loop.guard != TRUE for loop in loops):
-            split = [loop for piece in blocked._pieces for loop in _row_loops(piece, context)]
+        pieces = blocked._pieces
+        loops = tuple(_loops(_range_over(blocked._map, "q"), context)) if len(pieces) <= MAX_ORDERED else ()
+        if len(pieces) > MAX_ORDERED or any(loop.guard != TRUE for loop in loops):
+            split = [loop for piece in pieces for loop in _row_loops(piece, context)]
             loops = tuple(replace(loop, interleaved=len(split) > 1) for loop in split)
         for loop in loops:
             _fitting(op("+", loop.start, op("*", loop.step, loop.count)), "qn")
@@ -198,7 +201,7 @@ class Relation:
 
     @property
     def _pieces(self) -> list[isl.Map]:
-        disjoint = self._map.coalesce().make_disjoint()
+        disjoint = self._map.coalesce().compute_divs().make_disjoint().compute_divs()
         return [isl.Map.from_basic_map(piece) for piece in disjoint.get_basic_maps()]
 
     @_budgeted
@@ -336,7 +339,8 @@ def _as_parameters(relation: isl.Map, domain: str = "q", range_: str = "k") -> i
     """The set of parameters (n, domain, range) for which the pair is in the relation."""
     moved = relation.move_dims(isl.dim_type.param, 1, isl.dim_type.in_, 0, 1)
     moved = moved.move_dims(isl.dim_type.param, 2, isl.dim_type.out, 0, 1)
-    return moved.params().set_dim_name(isl.dim_type.param, 1, domain).set_dim_name(isl.dim_type.param, 2, range_)
+    named = moved.params().set_dim_name(isl.dim_type.param, 1, domain).set_dim_name(isl.dim_type.param, 2, range_)
+    return named.compute_divs()
 
 
 def _range_over(relation: isl.Map, domain: str) -> isl.Set:
@@ -347,7 +351,7 @@ def _range_over(relation: isl.Map, domain: str) -> isl.Set:
 
 def _loops(values: isl.Set, context: isl.Set) -> Iterator[Loop]:
     """The one-dimensional set as loops, in the order and form of the library's code generator."""
-    values = values.coalesce().set_tuple_name("visit")
+    values = values.compute_divs().coalesce().set_tuple_name("visit")  # the generator refuses divisions it cannot name
     if values.is_empty():
         return
     options = isl.UnionMap("[n] -> { [i] -> separate[x] }")
@@ -417,7 +421,7 @@ def _row_loops(piece: isl.Map, context: isl.Set) -> Iterator[Loop]:
         yield from loops
         return
     modulus = _key_modulus(piece)
-    if modulus > MAX_RESIDUES or modulus == 1:
+    if modulus > MAX_RESIDUES:
         raise BudgetExceeded(f"the keys of a row repeat with a period of {modulus}, over {MAX_RESIDUES}")
     residues = piece.range().apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
     found: list[int] = []

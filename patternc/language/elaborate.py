@@ -11,7 +11,7 @@ from typing import Any
 from patternc.diagnostics import PatternError, suggest
 from patternc.language.parser import MAX_INTEGER, parse_program
 from patternc.language.primitives import PRIMITIVES, BadArgument, Count, Input, Positions, Primitive, Size
-from patternc.language.resolve import RESERVED, check_keyword, count_arguments, preset_definitions
+from patternc.language.resolve import RESERVED, check_keyword, count_arguments, preset_definitions, walk
 from patternc.language.syntax import Call, Chain, Expression, Integer, Keyword, List, Name, Range, Unary
 from patternc.relation import ELABORATION_BUDGET, BudgetExceeded, Relation, budget
 from patternc.scalar import FALSE, TRUE, Const, Op, Scalar, Var, bounds, conjunction, disjunction, op
@@ -20,6 +20,7 @@ from patternc.terms import CannotComplement, Condition, Document, Layout, Meanin
 
 _POSITIONS = ("q", "k", "n")
 MAX_DIVISIONS = 4
+MAX_PARTS = 128
 MAX_VALUE = 2**62
 _RANGES = dict.fromkeys(_POSITIONS, (0, MAX_INTEGER))
 _COMPARISONS = {"<", "<=", ">", ">=", "==", "!="}
@@ -42,6 +43,7 @@ def meaning(node: Expression) -> Meaning:
                         term.relation.block_rows(choice.block)
             return found
     except BudgetExceeded as error:
+        error.__context__ = None  # islpy's errors refuse to be compared, which breaks tools that walk error chains
         message = f"this is too complex: {error}"
         raise PatternError("too-complex", message, node.span, "use fewer and smaller moduli in one condition") from None
     except TooManyTerms:
@@ -128,7 +130,7 @@ def condition(node: Expression) -> Scalar:
             parts = [condition(operand) for operand in operands]
             return conjunction(parts) if operators[0] == "and" else disjunction(parts)
         case Chain(operands, operators) if operators[0] in _COMPARISONS:
-            values = [_bounded(_number(operand), operand.span) for operand in operands]
+            values = [_bounded(operand) for operand in operands]
             return conjunction(_compare(o, a, b) for o, a, b in zip(operators, values, values[1:], strict=False))
         case Chain(_, ("|" | "&", *_)):
             raise _joins_patterns(node)
@@ -145,9 +147,12 @@ def _joins_patterns(node: Chain) -> PatternError:
     return PatternError("wrong-type", f"'{operator}' joins patterns, and this is a condition", node.span, hint)
 
 
-def _bounded(value: Scalar, span: Span) -> Scalar:
+def _bounded(node: Expression) -> Scalar:
+    if sum(1 for _ in walk(node)) > MAX_PARTS:
+        raise PatternError("too-large", f"this number has over {MAX_PARTS} parts", node.span, "add the constants up")
+    value = _number(node)
     if max(map(abs, bounds(value, _RANGES))) > MAX_VALUE:
-        raise PatternError("integer-too-large", "this number can grow over 2^62", span, "use smaller factors")
+        raise PatternError("integer-too-large", "this number can grow over 2^62", node.span, "use smaller factors")
     return value
 
 

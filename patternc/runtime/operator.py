@@ -19,7 +19,8 @@ from patternc.runtime.compile import kernel
 def request_of(q: Tensor, v: Tensor) -> Request:
     """The request that a call makes of a backend."""
     dtype = str(q.dtype).removeprefix("torch.")
-    return Request(q.device.type, dtype, q.shape[3], v.shape[3], v.shape[2], _generation(q.device))
+    head_dim, value_dim = int(q.shape[3]), int(v.shape[3])  # kernels are specialised to them, under torch.compile too
+    return Request(q.device.type, dtype, head_dim, value_dim, v.shape[2], _generation(q.device))
 
 
 @lru_cache(maxsize=64)

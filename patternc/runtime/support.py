@@ -31,6 +31,18 @@ def check_call(q, k, v):
         raise ValueError(f"there are {n_q} queries and {k.shape[2]} keys; queries are the last positions, so at most as many")
 
 
+def without_autocast(function):
+    """A function of q and more that keeps the precision it was written with."""
+
+    def run(q, *rest):
+        if not torch.is_autocast_enabled(q.device.type):
+            return function(q, *rest)
+        with torch.autocast(q.device.type, enabled=False):
+            return function(q, *rest)
+
+    return run
+
+
 def documents(name, given, batch, n, device):
     """Document ids of shape (batch or 1, n), int32, from ids of that shape or (n,), or from 1-D cu_seqlens."""
     check_input(name, given, device)

@@ -51,8 +51,10 @@ def test_heads_that_differ(parts, shape):
     check(text, "torch", "float32", shape)
 
 
-# Candidates whose rows are several interleaved progressions, and conditions that only the length decides.
+# Candidates whose rows are several interleaved progressions, divisions that ISL leaves unnamed, and conditions that only the
+# length decides.
 HARD = [
+    "(summary(7) | window(1)) & ((summary(3, 2) | rows([0])) - summary(2))",
     "full | random(1)",
     "where((q*3 + k*5) % 7 < 2 or (q + k) % 5 == 1) & random(2)",
     "(stride(4) | window(9, dilation=2)) & random(4)",

@@ -103,3 +103,15 @@ def test_sources_at_the_limit() -> None:
     source = "causal #"
     assert parse(source + "x" * (MAX_SOURCE_BYTES - len(source))) == parse("causal")
     assert parse(f"rows([{','.join(['1'] * MAX_ITEMS)}])").equivalent("rows([1])")
+
+
+SPECIFICATION = (ROOT / "grammar" / "SPEC.md").read_text("utf-8")
+
+
+def test_the_pictures_of_the_specification() -> None:
+    pictures = re.findall(r"^```\n(.+)\n((?:[#.] ?[#. ]*\n){8})```$", SPECIFICATION, re.MULTILINE)
+    assert len(pictures) == SPECIFICATION.count("```") // 2 >= 8
+    for text, picture in pictures:
+        rows = [[cell == "#" for cell in line.split()] for line in picture.splitlines()]
+        assert np.array_equal(parse(text).mask(8), rows), text
+

@@ -48,7 +48,7 @@ def test_the_strategy_draws_everything() -> None:
     words += ("columns", "global", "..-", "where", "not", " and ", " or ", "//", "%", "~", " - ", " & ", " | ", "random", "pool")
     words += ("topk", "block_scores2", "layout", "document")
     for word in words:
-        find(patterns(3, choices=True, inputs=True), lambda text, word=word: word in text, settings=settings(deadline=None, database=None))
+        find(patterns(3, choices=True, inputs=True), lambda text, word=word: word in text, settings=settings(max_examples=1_000, deadline=None, database=None))
     density = []
 
     @settings(max_examples=60, deadline=None, database=None)

@@ -1,0 +1,2 @@
+let G = [0..2, -1]
+global(G) & columns(G)
