@@ -9,7 +9,7 @@ from textwrap import indent, wrap
 
 from patternc.lower.plan import Atom, Draws, HeadPlan, Phase, Plan, Selection, Walk
 from patternc.relation import Loop
-from patternc.scalar import TRUE, Scalar, op, text, variables
+from patternc.scalar import TRUE, Scalar, text, variables
 from patternc.terms import Document, Layout, TopK
 
 from .printer import python

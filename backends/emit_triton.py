@@ -40,9 +40,9 @@ class TritonBackend:
             reasons.append(f"dtype {request.dtype} is not one of {', '.join(DTYPES)}")
         if interpreted and request.dtype == "bfloat16":
             reasons.append("Triton's interpreter computes bfloat16 wrongly")
-        for what, size in (("head_dim", request.head_dim), ("value head_dim", request.value_dim)):
-            if size > MAX_HEAD_DIM:
-                reasons.append(f"{what} {size} is over {MAX_HEAD_DIM}")
+        for what, wide in (("head_dim", request.head_dim), ("value head_dim", request.value_dim)):
+            if wide > MAX_HEAD_DIM:
+                reasons.append(f"{what} {wide} is over {MAX_HEAD_DIM}")
         return reasons
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
@@ -86,7 +86,7 @@ class TritonBackend:
 def _device_sampler(source: str) -> str:
     """`mix` and `below` once more, as device functions: the same text, compiled by Triton."""
     text = re.sub(r"\b(mix|below)\b", r"device_\1", source[: source.index("def draw_ranks")].strip())
-    return text.replace("def device_", "@triton.jit\ndef device_")
+    return text.replace(": Any", "").replace(" -> Any", "").replace("def device_", "@triton.jit\ndef device_")
 
 
 class _Kernel:

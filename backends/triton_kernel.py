@@ -92,7 +92,7 @@ def launch_options(wide, itemsize, generation):
 
     ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
     """
-    roomy = ROWS * wide <= 8192 and not (HEAVY and generation)
+    roomy = ROWS * wide * itemsize <= 16384 and not (HEAVY and generation)
     return {"num_warps": 4 if roomy else 8, "num_stages": 2 if generation == 0 or wide * itemsize > 256 else 3}
 
 
@@ -156,5 +156,5 @@ def attention(q, k, v, *, scale=None, return_lse=False, **inputs):
     check_call(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.no_grad():
-        out, lse = forward(q, k, v, {key: t for key, t in inputs.items()}, selections(q, k, inputs), scale)
+        out, lse = forward(q, k, v, dict(inputs), selections(q, k, inputs), scale)
     return (out, lse) if return_lse else out

@@ -99,5 +99,5 @@ def choose(request: Request, name: str = "") -> Backend:
     for backend in ranked:
         if not backend.unsupported(request):
             return backend
-    reasons = "; ".join(f"{b.name}: {', '.join(b.unsupported(request))}" for b in ranked)
-    raise ValueError(f"no backend can run this call ({reasons})")
+    listed = "; ".join(f"{b.name}: {', '.join(b.unsupported(request))}" for b in ranked)
+    raise ValueError(f"no backend can run this call ({listed})")

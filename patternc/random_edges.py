@@ -13,7 +13,7 @@ from patternc.relation import Loop
 from patternc.scalar import evaluate
 from patternc.terms import Random
 
-def mix(h):  # type: ignore[no-untyped-def]  # noqa: ANN
+def mix(h: Any) -> Any:
     """A 32-bit mixing function: murmur3's finaliser with the constants of C. Wellons' `lowbias32`."""
     h = h & 0xFFFFFFFF
     h = ((h ^ (h >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
@@ -21,7 +21,7 @@ def mix(h):  # type: ignore[no-untyped-def]  # noqa: ANN
     return h ^ (h >> 16)
 
 
-def below(bound, seed, head, row, draw):  # type: ignore[no-untyped-def]  # noqa: ANN
+def below(bound: Any, seed: Any, head: Any, row: Any, draw: Any) -> Any:
     """A number uniform on 0 <= x < bound (bound < 2^31), by the high bits of a 32-bit hash times the bound."""
     h = mix(mix(mix(mix(seed + 0x9E3779B9) + head) + row) + draw)
     return (h * bound) >> 32

@@ -6,7 +6,6 @@ This is the only module that knows the integer set library (islpy). Every call r
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 import islpy as isl
 
-from patternc.scalar import FALSE, TRUE, ZERO, Const, Op, Scalar, Var, bounds, conjunction, evaluate, op, substitute
+from patternc.scalar import TRUE, ZERO, Const, Op, Scalar, Var, bounds, conjunction, evaluate, op, substitute
 
 DEFAULT_BUDGET = 2_000_000
 TILE_BUDGET = 1_000_000

@@ -16,16 +16,22 @@ Operator: TypeAlias = Literal["+", "-", "*", "//", "%", "min", "max", "<", "<=",
 
 @dataclass(frozen=True, slots=True)
 class Const:
+    """A number or a truth value."""
+
     value: int | bool
 
 
 @dataclass(frozen=True, slots=True)
 class Var:
+    """A position, a length, a loop variable, or a named truth value."""
+
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Op:
+    """An operator applied to its operands."""
+
     op: Operator
     args: tuple[Scalar, ...]
 
@@ -62,10 +68,12 @@ def op(name: Operator, *args: Scalar | int) -> Scalar:
 
 
 def conjunction(parts: Iterable[Scalar]) -> Scalar:
+    """All of the parts; true where there are none."""
     return _join("and", tuple(parts), TRUE, FALSE)
 
 
 def disjunction(parts: Iterable[Scalar]) -> Scalar:
+    """Any of the parts; false where there are none."""
     return _join("or", tuple(parts), FALSE, TRUE)
 
 
@@ -95,6 +103,7 @@ def size(expr: Scalar) -> int:
 
 
 def substitute(expr: Scalar, values: Mapping[str, Scalar]) -> Scalar:
+    """``expr`` with some of its variables replaced."""
     match expr:
         case Var(name):
             return values.get(name, expr)

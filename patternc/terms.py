@@ -99,6 +99,8 @@ class TooManyTerms(Exception):
 
 @dataclass(frozen=True)
 class Condition:
+    """The pairs of a relation that all filters keep."""
+
     relation: Relation
     filters: tuple[Filter, ...] = ()
 

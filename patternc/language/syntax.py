@@ -10,12 +10,16 @@ from patternc.source import Span
 
 @dataclass(frozen=True, slots=True)
 class Integer:
+    """A number; its size suffix is multiplied in."""
+
     value: int
     span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
+    """A primitive, a definition, a position or a runtime input."""
+
     name: str
     span: Span = field(compare=False, repr=False)
 
@@ -31,6 +35,8 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class List:
+    """Positions and ranges of positions."""
+
     items: tuple[Expression | Range, ...]
     span: Span = field(compare=False, repr=False)
 
@@ -46,6 +52,8 @@ class Keyword:
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """A primitive, a `def` or a mixture with its arguments."""
+
     function: str
     arguments: tuple[Expression, ...]
     keywords: tuple[Keyword, ...]

@@ -152,7 +152,7 @@ def compile(  # noqa: A001 - the library's own verb
         pattern = pattern.layer(layer)
     pattern.meaning()
     attention = Attention(pattern, backend or "", bound)
-    attention._inputs({name: None for name in attention._names} | bound)
+    attention._inputs(dict.fromkeys(attention._names) | bound)
     return attention
 
 

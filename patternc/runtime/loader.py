@@ -34,9 +34,10 @@ def load(source: str) -> ModuleType:
     if not path.exists() or path.read_text("utf-8") != source:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".tmp", delete=False) as file:
             file.write(source)
-        os.replace(file.name, path)
+        Path(file.name).replace(path)
     spec = spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

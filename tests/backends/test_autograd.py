@@ -140,7 +140,9 @@ def test_torch_compile(compiler):
 def test_torch_compile_with_any_length():
     torch.compiler.reset()
     attention = pc.compile(MIXED, backend="torch")
-    compiled = torch.compile(lambda q, k, v, inputs: attention(q, k, v, **inputs), fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled = torch.compile(
+        lambda q, k, v, inputs: attention(q, k, v, **inputs), fullgraph=True, backend="aot_eager", dynamic=True
+    )
     for n in (16, 40, 200):
         call = random_call(MIXED, n=n, heads=2)
         assert torch.equal(compiled(call.q, call.k, call.v, call.inputs), attention(call.q, call.k, call.v, **call.inputs))

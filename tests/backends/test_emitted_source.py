@@ -64,7 +64,14 @@ def test_files_import_nothing_of_patternc(backend, text):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             names.add(node.module)
-    assert {name.partition(".")[0] for name in names} <= {"torch", "triton", "typing", "dataclasses", "collections", "__future__"}
+    assert {name.partition(".")[0] for name in names} <= {
+        "torch",
+        "triton",
+        "typing",
+        "dataclasses",
+        "collections",
+        "__future__",
+    }
 
 
 def test_files_run_without_patternc(tmp_path):
@@ -102,7 +109,10 @@ def test_headers_state_the_expression_and_the_plan():
 
 
 def test_a_source_does_not_depend_on_the_length():
-    sources = {emit_source(pc.parse(PATTERNS["flagship"]), "torch", request=Request("cpu", "float32", 16, 16, n)) for n in (1, 500, 1 << 20)}
+    sources = {
+        emit_source(pc.parse(PATTERNS["flagship"]), "torch", request=Request("cpu", "float32", 16, 16, n))
+        for n in (1, 500, 1 << 20)
+    }
     assert len(sources) == 1
 
 
@@ -123,7 +133,9 @@ class Allocations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("text", ["causal & window(64)", "causal & (window(64) | random(3))", "blocks(64, 1, 1) | random(2, block=64)"])
+@pytest.mark.parametrize(
+    "text", ["causal & window(64)", "causal & (window(64) | random(3))", "blocks(64, 1, 1) | random(2, block=64)"]
+)
 def test_memory_and_work_follow_the_tiles(text):
     module = operator.module_of(text, 0, "torch", *[torch.zeros(1, 1, 1, 16)] * 2)
 

@@ -101,7 +101,12 @@ INPUTS = {
         ValueError,
         "'s' must have shape (1 or 1, 4 or 1, 8, 8), got (1, 3, 8, 8)",
     ),
-    "scores without leading axes": (SCORES, {"s": t(8, 8)}, ValueError, "'s' must have shape (1 or 1, 4 or 1, 8, 8), got (8, 8)"),
+    "scores without leading axes": (
+        SCORES,
+        {"s": t(8, 8)},
+        ValueError,
+        "'s' must have shape (1 or 1, 4 or 1, 8, 8), got (8, 8)",
+    ),
     "block scores": (
         "topk(s, 2, block=4)",
         {"s": t(1, 1, 8, 3)},
@@ -170,7 +175,9 @@ def test_what_no_backend_can_run():
 
 def test_the_reference_refuses_long_sequences():
     q, k = t(1, 1, 1, 16), t(1, 1, 20_000, 16)
-    with pytest.raises(ValueError, match="the reference backend cannot run this call: 20000 keys are over 16384: its mask is dense"):
+    with pytest.raises(
+        ValueError, match="the reference backend cannot run this call: 20000 keys are over 16384: its mask is dense"
+    ):
         pc.compile("causal", backend="reference")(q, k, k)
 
 

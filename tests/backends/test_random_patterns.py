@@ -39,13 +39,19 @@ def check(text, backend, dtype, shape):
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @settings(RANDOM, max_examples=80)
-@given(text=patterns(3, choices=True, inputs=True), dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]), shape=shapes())
+@given(
+    text=patterns(3, choices=True, inputs=True),
+    dtype=st.sampled_from(["float32", "float64", "float16", "bfloat16"]),
+    shape=shapes(),
+)
 def test_matches_dense(backend, text, dtype, shape):
     check(text, backend, dtype, shape)
 
 
 @settings(RANDOM, max_examples=30)
-@given(parts=st.lists(st.tuples(st.integers(1, 3), patterns(1, choices=True, inputs=True)), min_size=2, max_size=3), shape=shapes())
+@given(
+    parts=st.lists(st.tuples(st.integers(1, 3), patterns(1, choices=True, inputs=True)), min_size=2, max_size=3), shape=shapes()
+)
 def test_heads_that_differ(parts, shape):
     text = f"heads({' + '.join(f'{count} * ({part})' for count, part in parts)})"
     check(text, "torch", "float32", shape)

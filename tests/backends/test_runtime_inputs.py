@@ -26,7 +26,9 @@ def scores(*shape, seed=0, levels=6):
 
 
 @BACKENDS
-@pytest.mark.parametrize("text", ["causal & document(ids)", "document(ids)", "causal & (document(ids) & window(20) | sinks(2))"])
+@pytest.mark.parametrize(
+    "text", ["causal & document(ids)", "document(ids)", "causal & (document(ids) & window(20) | sinks(2))"]
+)
 @pytest.mark.parametrize("shape", [(N,), (1, N), (B, N)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_document_ids(backend, text, shape, dtype):
@@ -82,7 +84,9 @@ def test_block_tables_of_numbers(backend, dtype):
 
 
 @BACKENDS
-@pytest.mark.parametrize("text", ["causal - layout(t, 64)", "layout(t, 64) & layout(u, 20)", "~layout(t, 64) & ~layout(u, 20) | sinks(1)"])
+@pytest.mark.parametrize(
+    "text", ["causal - layout(t, 64)", "layout(t, 64) & layout(u, 20)", "~layout(t, 64) & ~layout(u, 20) | sinks(1)"]
+)
 def test_block_tables_combined(backend, text):
     generator = torch.Generator().manual_seed(1)
     tables = {"t": torch.rand(3, 3, generator=generator) < 0.5, "u": torch.rand(H, 7, 7, generator=generator) < 0.5}

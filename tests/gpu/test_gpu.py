@@ -52,22 +52,30 @@ def test_presets_at_their_own_size(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("head_dim", "value_dim"), [(16, 16), (40, 24), (96, 96), (128, 64), (192, 128), (256, 256)], ids=str)
 def test_head_dims(head_dim, value_dim, dtype):
-    check("causal & (window(200) | stride(64) | random(3))", n=700, heads=2, head_dim=head_dim, value_dim=value_dim, dtype=dtype)
+    check(
+        "causal & (window(200) | stride(64) | random(3))", n=700, heads=2, head_dim=head_dim, value_dim=value_dim, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n_q", "n"), [(1, 1), (1, 1000), (3, 63), (127, 129), (64, 64), (1000, 1000), (17, 2049)], ids=str)
-@pytest.mark.parametrize("text", ["causal", "causal & (window(100) | sinks(4))", "local(64) | global([0, -1])", "causal & topk(scores, 30)"])
+@pytest.mark.parametrize(
+    "text", ["causal", "causal & (window(100) | sinks(4))", "local(64) | global([0, -1])", "causal & topk(scores, 30)"]
+)
 def test_lengths(text, n_q, n, dtype):
     check(text, n=n, n_q=n_q, batch=2, heads=4, kv_heads=2, head_dim=64, dtype=dtype)
 
 
-@pytest.mark.parametrize("text", ["none", "causal - self", "rows([3..400]) & stride(7)", "columns([700])", "where(n % 2 == 1) & causal"])
+@pytest.mark.parametrize(
+    "text", ["none", "causal - self", "rows([3..400]) & stride(7)", "columns([700])", "where(n % 2 == 1) & causal"]
+)
 def test_queries_without_keys(text):
     check(text, n=900, heads=2, head_dim=64, dtype="bfloat16")
 
 
-@pytest.mark.parametrize("text", ["causal & (window(100) | random(3))", "blocks(64, 1, 1) | random(3, block=64)", "causal & topk(scores, 9)"])
+@pytest.mark.parametrize(
+    "text", ["causal & (window(100) | random(3))", "blocks(64, 1, 1) | random(3, block=64)", "causal & topk(scores, 9)"]
+)
 def test_strides(text):
     call = random_call(text, n=500, n_q=400, batch=2, heads=4, kv_heads=2, head_dim=64, dtype="bfloat16", device="cuda")
     tensors = call.q, call.k, call.v
@@ -87,13 +95,20 @@ def test_uninitialised_memory_is_not_used():
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert bool(torch.empty(3, device="cuda").isnan().all())
-        for text in ("causal & (window(90) | random(2))", "none", "heads(causal + none)", "causal & topk(scores, 4) | document(ids)"):
+        for text in (
+            "causal & (window(90) | random(2))",
+            "none",
+            "heads(causal + none)",
+            "causal & topk(scores, 4) | document(ids)",
+        ):
             check(text, n=500, n_q=333, heads=3, head_dim=64, dtype="bfloat16", grads=False)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("text", ["random(3)", "causal & random(5, seed=7)", "random(3, pool=9)", "random(2, block=20)", "stride(7) & random(3)"])
+@pytest.mark.parametrize(
+    "text", ["random(3)", "causal & random(5, seed=7)", "random(3, pool=9)", "random(2, block=20)", "stride(7) & random(3)"]
+)
 def test_the_sampler_draws_what_numpy_draws(text):
     n = 256
     q = torch.zeros(1, 3, n, 64, device="cuda", dtype=torch.float32)
@@ -130,11 +145,18 @@ def test_torch_compile():
     call = random_call(text, n=300, heads=2, head_dim=64, dtype="bfloat16", device="cuda")
     attention = pc.compile(text)
     compiled = torch.compile(lambda q, k, v, inputs: attention(q, k, v, **inputs) * 2, fullgraph=True)
-    torch.testing.assert_close(compiled(call.q, call.k, call.v, call.inputs), attention(call.q, call.k, call.v, **call.inputs) * 2)
+    torch.testing.assert_close(
+        compiled(call.q, call.k, call.v, call.inputs), attention(call.q, call.k, call.v, **call.inputs) * 2
+    )
 
 
 @settings(
-    max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
 )
 @given(
     text=patterns(3, choices=True, inputs=True),
@@ -146,7 +168,14 @@ def test_torch_compile():
     seed=st.integers(0, 99),
 )
 def test_random_patterns(text, n, left_out, groups, dims, dtype, seed):
-    shape = {"n": n, "n_q": max(1, n - left_out), "heads": groups[0], "kv_heads": groups[1], "head_dim": dims[0], "value_dim": dims[1]}
+    shape = {
+        "n": n,
+        "n_q": max(1, n - left_out),
+        "heads": groups[0],
+        "kv_heads": groups[1],
+        "head_dim": dims[0],
+        "value_dim": dims[1],
+    }
     call = random_call(text, dtype=dtype, seed=seed, device="cuda", **shape)
     try:
         assert_matches_dense(text, call.q, call.k, call.v, backend="triton", **call.inputs)

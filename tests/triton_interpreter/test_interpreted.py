@@ -106,7 +106,9 @@ def test_scale():
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (1, 1), (2, 1), (2, 3)], ids=str)
-@pytest.mark.parametrize(("text", "block"), [("causal & layout(t, 64)", 64), ("layout(t, 16) | window(3)", 16), ("full - layout(t, 20)", 20)])
+@pytest.mark.parametrize(
+    ("text", "block"), [("causal & layout(t, 64)", 64), ("layout(t, 16) | window(3)", 16), ("full - layout(t, 20)", 20)]
+)
 def test_block_tables(leading, text, block):
     side = -(-100 // block)
     table = torch.rand(*leading, side, side, generator=torch.Generator().manual_seed(1)) < 0.4
@@ -123,7 +125,9 @@ def test_documents(text):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 4), (2, 2), (2, 4)], ids=str)
-@pytest.mark.parametrize("text", ["causal & topk(s, 5)", "window(4) | topk(s, 2, block=16)", "(causal & random(9)) & topk(s, 2)"])
+@pytest.mark.parametrize(
+    "text", ["causal & topk(s, 5)", "window(4) | topk(s, 2, block=16)", "(causal & random(9)) & topk(s, 2)"]
+)
 def test_selections(text, shape):
     call = random_call("full", n=90, n_q=70, batch=2, heads=4, kv_heads=2)
     scores = torch.randint(0, 9, (*shape, 70, 90), generator=torch.Generator().manual_seed(1)).float()
@@ -164,14 +168,24 @@ def test_uninitialised_memory_is_not_used():
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         assert bool(torch.empty(3).isnan().all())
-        for text in ("causal & (window(9) | random(2))", "none", "heads(causal + none)", "causal & topk(scores, 4) | document(ids)"):
+        for text in (
+            "causal & (window(9) | random(2))",
+            "none",
+            "heads(causal + none)",
+            "causal & topk(scores, 4) | document(ids)",
+        ):
             check(text, n=100, n_q=70, heads=3)
     finally:
         torch.use_deterministic_algorithms(False)
 
 
 @settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
 )  # without shrinking, which would take minutes here: tests/backends finds smaller examples
 @given(
     text=patterns(3, choices=True, inputs=True),
