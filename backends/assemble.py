@@ -31,7 +31,11 @@ def header(plan: Plan, backend: str) -> str:
             "Written by patternc; needs nothing of it.",
         ]
     )
-    lines = [piece for line in body.split("\n") for piece in (wrap(line, 118, subsequent_indent="      ", drop_whitespace=False) or [""])]
+    lines = [
+        piece
+        for line in body.split("\n")
+        for piece in (wrap(line, 118, subsequent_indent="      ", drop_whitespace=False) or [""])
+    ]
     safe = "\n".join(line.rstrip() for line in lines).replace("\\", "\\\\").replace('"""', "'''")
     return f'"""{safe}\n"""'
 
@@ -138,7 +142,13 @@ class PythonNames:
 
 def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop, ...]) -> str:
     """A function (scope, row) -> drawn key blocks (h, rows, draws), of query blocks ``row`` (rows, 1)."""
-    lines = [f"def {name}(s, q):", f'    """The {draws} key blocks that each query block q draws, -1 where it has fewer candidates."""', "    n = s.n  # noqa: F841", "    counts = []", "    starts = []"]
+    lines = [
+        f"def {name}(s, q):",
+        f'    """The {draws} key blocks that each query block q draws, -1 where it has fewer candidates."""',
+        "    n = s.n  # noqa: F841",
+        "    counts = []",
+        "    starts = []",
+    ]
     for loop in loops:
         lines.append(f"    counts.append(({python(loop.count, tensors=True)} + 0 * q).clamp(min=0))")
         lines.append(f"    starts.append({python(loop.start, tensors=True)} + 0 * q)")
@@ -169,11 +179,13 @@ def tiles(name: str, phase: Walk) -> str:
 
 def selections(plan: Plan, names: list[PythonNames]) -> str:
     """The table SELECTIONS: for each group of heads, its selections."""
-    rows = ["".join(n.selection_row(i, s) + ", " for i, s in enumerate(g.selections)) for n, g in zip(names, plan.heads, strict=True)]
+    rows = [
+        "".join(n.selection_row(i, s) + ", " for i, s in enumerate(g.selections))
+        for n, g in zip(names, plan.heads, strict=True)
+    ]
     return "SELECTIONS = (\n" + "".join(f"    ({row}),\n" for row in rows if row) + ")"
 
 
 def phase_names(index: int, phases: tuple[Phase, ...]) -> list[tuple[str, Phase]]:
     """Each phase with the suffix of its generated functions."""
     return [(f"{i}_g{index}", phase) for i, phase in enumerate(phases)]
-

@@ -33,7 +33,8 @@ class TorchBackend:
 def preamble(plan: Plan, backend: str) -> list[str]:
     """Header, imports and the verbatim code."""
     return [
-        f"{header(plan, backend)}\n\nfrom collections.abc import Callable\nfrom dataclasses import dataclass\nfrom typing import Any\n\nimport torch\n\n"
+        f"{header(plan, backend)}\n\nfrom collections.abc import Callable\n"
+        "from dataclasses import dataclass\nfrom typing import Any\n\nimport torch\n\n"
         f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n{inputs(plan)}",
         verbatim("patternc.runtime", "support.py"),
         *sampler(plan),

@@ -19,7 +19,6 @@ from .printer import POSITION_LIMIT, is_wide, python, triton
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM = 256
-HEAVY_MASK = 24  # operators and operands of a mask
 
 
 class TritonBackend:
@@ -67,7 +66,7 @@ class TritonBackend:
                     f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\n"
                     "import torch\nimport triton\nimport triton.language as tl\n\n"
                     f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n"
-                    f"HEAVY = {_heavy(plan)}  # whether the masks need many registers\n{inputs(plan)}",
+                    f"MASK_SIZE = {_mask_size(plan)}  # long masks compete with the accumulator for registers\n{inputs(plan)}",
                     verbatim("patternc.runtime", "support.py"),
                     *sampler(plan),
                     *(_device_sampler(part) for part in sampler(plan)),
@@ -95,7 +94,9 @@ class _Kernel:
     def __init__(self, index: int, group: HeadPlan, tile: Tile):
         self.index, self.group, self.tile = index, group, tile
         self._wide = any(is_wide(*_scalars(phase)) for phase in group.phases) or any(
-            is_wide(*(e for loop in atom.loops for e in (loop.start, loop.count))) for _, atom in group.atoms if isinstance(atom, Draws)
+            is_wide(*(e for loop in atom.loops for e in (loop.start, loop.count)))
+            for _, atom in group.atoms
+            if isinstance(atom, Draws)
         )
 
     @property
@@ -212,9 +213,8 @@ class _Kernel:
             "out_at = out_ptr + at[:, None] * VALUE_DIM + dims_v[None, :]",
             "tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=valid_row[:, None] & (dims_v < VALUE_DIM)[None, :])",
         ]
-        return (
-            f"@triton.jit(do_not_specialize={unspecialised!r})\ndef kernel_g{self.index}(\n    {signature}\n):\n"
-            + indent("\n".join(body), "    ")
+        return f"@triton.jit(do_not_specialize={unspecialised!r})\ndef kernel_g{self.index}(\n    {signature}\n):\n" + indent(
+            "\n".join(body), "    "
         )
 
     def _atom_setup(self, name: str, atom: Atom) -> list[str]:
@@ -428,11 +428,10 @@ def _scalars(phase: Phase) -> list[Scalar]:
             return [mask]
 
 
-def _heavy(plan: Plan) -> bool:
-    """Whether some mask is long enough to compete with the accumulator for registers."""
-    masks = [phase.mask for group in plan.heads for phase in group.phases if not isinstance(phase, Gather)]
-    draws = any(isinstance(phase, Listed) for group in plan.heads for phase in group.phases)
-    return draws or any(size(mask) > HEAVY_MASK for mask in masks)
+def _mask_size(plan: Plan) -> int:
+    """Operators and operands of the longest mask of a key tile; a table look-up or a draw counts as 30."""
+    tiles = [phase for group in plan.heads for phase in group.phases if not isinstance(phase, Gather)]
+    return max((size(phase.mask) + 30 * isinstance(phase, Listed) for phase in tiles), default=0)
 
 
 def _forward(kernels: list[_Kernel]) -> str:

@@ -187,7 +187,7 @@ def forward(q, k, v, inputs, chosen, scale):
         tile_q = q[bs, hs, at].to(wide) * scale
         top = total = acc = None
         for index, mask in _steps(group, scope, tile, rows):
-            part, scores = _scores(tile_q, k[bs], index, mask, kv)
+            _, scores = _scores(tile_q, k[bs], index, mask, kv)
             peak = scores.amax(-1, keepdim=True)
             new_top = peak if top is None else torch.maximum(top, peak)
             scores = scores.sub_(new_top.masked_fill(new_top == -torch.inf, 0)).exp_()

@@ -20,7 +20,9 @@ def mod(a, d: tl.constexpr):
 
 
 @triton.jit
-def load_tile(base, first, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr):
+def load_tile(
+    base, first, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
+):
     """Rows first to first + SIZE of (n, WIDTH) values as (SIZE, BLOCK); with BOUND, rows at or over ``limit`` are zero."""
     rows = tl.arange(0, SIZE)
     dims = tl.arange(0, BLOCK)
@@ -92,7 +94,8 @@ def launch_options(wide, itemsize, generation):
 
     ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
     """
-    roomy = ROWS * wide * itemsize <= 16384 and not (HEAVY and generation)
+    heavy = MASK_SIZE > (24 if generation >= 9 or wide <= 64 else 16) and generation > 0
+    roomy = ROWS * wide * itemsize <= 16384 and not heavy
     return {"num_warps": 4 if roomy else 8, "num_stages": 2 if generation == 0 or wide * itemsize > 256 else 3}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from patternc.language.parser import parse_program
 from patternc.language.printer import show
 from patternc.language.resolve import named_patterns, period, preset_definitions, resolve, select, variants
 from patternc.language.syntax import Expression
-from patternc.relation import ELABORATION_BUDGET, ROW_BUDGET, BudgetExceeded, Pair, budget
-from patternc.terms import Meaning
+from patternc.relation import ELABORATION_BUDGET, ROW_BUDGET, BudgetExceeded, Pair, Relation, budget, nothing
+from patternc.terms import Condition, Meaning, Term
 
 if TYPE_CHECKING:
     from patternc.analysis.verdict import Verdict
@@ -176,8 +177,6 @@ class Pattern:
 
 
 def _aligned(a: Pattern, b: Pattern) -> Iterator[tuple[Meaning, Meaning]]:
-    from math import lcm
-
     heads, layers = lcm(a.heads, b.heads), lcm(a.layers, b.layers)
     seen = set()
     for layer in range(layers):
@@ -197,12 +196,14 @@ def _included(a: Meaning, b: Meaning) -> Inclusion:
         for condition in term.conditions:
             if condition.relation.is_subset(b.static):
                 continue
-            if not any(_covers(other, term, condition.filters) and condition.relation.is_subset(_relation_under(other, condition.filters)) for other in b.terms):
-                return Inclusion(None, None, f"'{term}' depends on runtime inputs or draws, and the other side does not hold all that it may")
+            if not any(_covers(other, term) and condition.relation.is_subset(_under(other, condition)) for other in b.terms):
+                reason = f"'{term}' depends on runtime inputs or draws, and the other side does not hold all that it may"
+                return Inclusion(None, None, reason)
     return Inclusion(True)
 
 
-def _covers(other: Any, term: Any, filters: Any) -> bool:
+def _covers(other: Term, term: Term) -> bool:
+    """Whether what ``term`` picks is among what ``other`` holds, as far as the choices go."""
     if not other.choices:
         return True
     same = other.choices == term.choices and len(other.conditions) == len(term.conditions)
@@ -211,12 +212,9 @@ def _covers(other: Any, term: Any, filters: Any) -> bool:
     )
 
 
-def _relation_under(other: Any, filters: Any) -> Any:
-    from functools import reduce
-
-    from patternc.relation import Relation, nothing
-
-    usable = (c.relation for c in other.conditions if set(c.filters) <= set(filters))
+def _under(other: Term, condition: Condition) -> Relation:
+    """The pairs that ``other`` holds wherever the filters of a condition do."""
+    usable = (c.relation for c in other.conditions if set(c.filters) <= set(condition.filters))
     return reduce(Relation.__or__, usable, nothing())
 
 

@@ -13,6 +13,7 @@ from patternc.relation import Loop
 from patternc.scalar import evaluate
 from patternc.terms import Random
 
+
 def mix(h: Any) -> Any:
     """A 32-bit mixing function: murmur3's finaliser with the constants of C. Wellons' `lowbias32`."""
     h = h & 0xFFFFFFFF

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import islpy as isl
 
-from patternc.scalar import TRUE, ZERO, Const, Op, Scalar, Var, bounds, conjunction, evaluate, op, substitute
+from patternc.scalar import TRUE, ZERO, Const, Op, Operator, Scalar, Var, bounds, conjunction, evaluate, op, substitute
 
 DEFAULT_BUDGET = 2_000_000
 TILE_BUDGET = 1_000_000
@@ -154,9 +154,9 @@ class Relation:
         """A pair of the relation, at the smallest n that has one and with the smallest q and k there; None if empty."""
         if self._map.is_empty():
             return None
-        points = self._map.move_dims(isl.dim_type.out, 0, isl.dim_type.param, 0, 1)
-        points = points.move_dims(isl.dim_type.in_, 0, isl.dim_type.out, 0, 1).wrap().flatten().lexmin()
-        point = points.sample_point()
+        moved = self._map.move_dims(isl.dim_type.out, 0, isl.dim_type.param, 0, 1)
+        points = moved.move_dims(isl.dim_type.in_, 0, isl.dim_type.out, 0, 1).wrap().flatten()
+        point = points.lexmin().sample_point()
         n, q, k = (point.get_coordinate_val(isl.dim_type.set, i).to_python() for i in range(3))
         return Pair(n, q, k)
 
@@ -244,12 +244,14 @@ class Relation:
         return tiles
 
     def active_tiles(self, rows: int, columns: int) -> Scalar:
-        """Whether tile (``I``, ``J``) may hold a pair, as a condition on ``I``, ``J`` and ``n``; true if that is too complex."""
+        """Whether tile (``I``, ``J``) may hold a pair, as a condition on ``I``, ``J``, ``n``; true if that is too complex."""
         try:
             with budget(TILE_BUDGET):
                 active = _tile_rows(rows).reverse().apply_range(self._map).apply_range(_tile_columns(columns))
                 condition = _as_parameters(active, "I", "J").coalesce()
-                build = isl.AstBuild.from_context(isl.Set(f"[n, I, J] -> {{ : I, J >= 0 and {rows} * I < n and {columns} * J < n }}"))
+                build = isl.AstBuild.from_context(
+                    isl.Set(f"[n, I, J] -> {{ : I, J >= 0 and {rows} * I < n and {columns} * J < n }}")
+                )
                 return _condition(build.expr_from_set(condition))
         except BudgetExceeded:
             return TRUE
@@ -360,7 +362,7 @@ def _loops(values: isl.Set, context: isl.Set) -> Iterator[Loop]:
 
 
 def _walk(node: isl.AstNode, condition: Scalar) -> Iterator[Loop]:
-    kind = isl.ast_node_type
+    kind: Any = isl.ast_node_type
     match node.get_type():
         case kind.block:
             children = node.block_get_children()
@@ -400,7 +402,7 @@ def _for(node: isl.AstNode, condition: Scalar) -> Iterator[Loop]:
 
 
 def _for_body(node: isl.AstNode, iterator: str, start: Scalar, count: Scalar, step: int, guard: Scalar) -> Iterator[Loop]:
-    kind = isl.ast_node_type
+    kind: Any = isl.ast_node_type
     match node.get_type():
         case kind.user:
             if _scalar(node.user_get_expr().get_op_arg(1)) != Var(iterator):
@@ -452,26 +454,27 @@ def _key_modulus(piece: isl.Map) -> int:
     return modulus
 
 
-_BINARY = {
-    isl.ast_expr_op_type.add: "+",
-    isl.ast_expr_op_type.sub: "-",
-    isl.ast_expr_op_type.mul: "*",
-    isl.ast_expr_op_type.fdiv_q: "//",
-    isl.ast_expr_op_type.pdiv_q: "//",
-    isl.ast_expr_op_type.pdiv_r: "%",
-    isl.ast_expr_op_type.zdiv_r: "%",
-    isl.ast_expr_op_type.div: "//",
-    isl.ast_expr_op_type.eq: "==",
-    isl.ast_expr_op_type.lt: "<",
-    isl.ast_expr_op_type.le: "<=",
-    isl.ast_expr_op_type.and_: "and",
-    isl.ast_expr_op_type.and_then: "and",
-    isl.ast_expr_op_type.or_: "or",
-    isl.ast_expr_op_type.or_else: "or",
-    isl.ast_expr_op_type.min: "min",
-    isl.ast_expr_op_type.max: "max",
+_OPERATORS: Any = isl.ast_expr_op_type
+_BINARY: dict[Any, Operator] = {
+    _OPERATORS.add: "+",
+    _OPERATORS.sub: "-",
+    _OPERATORS.mul: "*",
+    _OPERATORS.fdiv_q: "//",
+    _OPERATORS.pdiv_q: "//",
+    _OPERATORS.pdiv_r: "%",
+    _OPERATORS.zdiv_r: "%",
+    _OPERATORS.div: "//",
+    _OPERATORS.eq: "==",
+    _OPERATORS.lt: "<",
+    _OPERATORS.le: "<=",
+    _OPERATORS.and_: "and",
+    _OPERATORS.and_then: "and",
+    _OPERATORS.or_: "or",
+    _OPERATORS.or_else: "or",
+    _OPERATORS.min: "min",
+    _OPERATORS.max: "max",
 }
-_SWAPPED = {isl.ast_expr_op_type.gt: "<", isl.ast_expr_op_type.ge: "<="}
+_SWAPPED: dict[Any, Operator] = {_OPERATORS.gt: "<", _OPERATORS.ge: "<="}
 
 
 def _condition(expr: isl.AstExpr) -> Scalar:
@@ -487,19 +490,18 @@ def _scalar(expr: isl.AstExpr) -> Scalar:
             return Const(expr.get_val().to_python())
         case kind.id:
             return Var(expr.get_id().get_name())
-    operator = expr.get_op_type()
+    operator: Any = expr.get_op_type()
     args = [_scalar(expr.get_op_arg(i)) for i in range(expr.get_op_n_arg())]
-    types = isl.ast_expr_op_type
     if operator in _BINARY:
         name = _BINARY[operator]
         folded = args[0]
         for arg in args[1:]:
-            folded = op(name, folded, arg)  # type: ignore[arg-type]
+            folded = op(name, folded, arg)
         return folded
     if operator in _SWAPPED:
-        return op(_SWAPPED[operator], args[1], args[0])  # type: ignore[arg-type]
-    if operator == types.minus:
+        return op(_SWAPPED[operator], args[1], args[0])
+    if operator == _OPERATORS.minus:
         return op("-", ZERO, args[0])
-    if operator in (types.cond, types.select):
+    if operator in (_OPERATORS.cond, _OPERATORS.select):
         return op("where", args[0], args[1], args[2])
     raise AssertionError(f"unexpected operator {operator}")

@@ -62,7 +62,7 @@ def op(name: Operator, *args: Scalar | int) -> Scalar:
             return _join("or", nodes, FALSE, TRUE)
         case "where", (Const(c), a, b):
             return a if c else b
-        case ("min" | "max"), (a, b) if a == b:
+        case (("min" | "max"), (a, b)) if a == b:
             return a
     return Op(name, nodes)
 

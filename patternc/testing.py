@@ -244,7 +244,9 @@ class _Union:
 
     def __and__(self, other: _Union) -> _Union:
         base = None if self.base is None or other.base is None else self.base & other.base
-        picks = [_Pick(a.source & b.source, tuple(dict.fromkeys(a.choices + b.choices))) for a in self.picks for b in other.picks]
+        picks = [
+            _Pick(a.source & b.source, tuple(dict.fromkeys(a.choices + b.choices))) for a in self.picks for b in other.picks
+        ]
         for one, choosing in ((self, other), (other, self)):
             if one.base is not None:
                 picks += [_Pick(pick.source & one.base, pick.choices) for pick in choosing.picks]
@@ -443,7 +445,9 @@ def _argument(node: Expression) -> Any:
         case Unary("-", operand):
             return -_argument(operand)
         case List(items):
-            return tuple((_argument(i.first), _argument(i.last)) if isinstance(i, Range) else (_argument(i),) * 2 for i in items)
+            return tuple(
+                (_argument(i.first), _argument(i.last)) if isinstance(i, Range) else (_argument(i),) * 2 for i in items
+            )
         case Chain(operands, operators):
             total, *rest = (_argument(operand) for operand in operands)
             for sign, value in zip(operators, rest, strict=True):

@@ -72,9 +72,16 @@ def _pattern(node: Expression) -> Meaning:
         case Chain(operands, operators):
             raise _not_a_pattern(node, operators)
         case Integer(value, span):
-            raise PatternError("wrong-type", f"a pattern was expected, and {value} is a number", span, f"a number is an argument, as in window({value})")
+            raise PatternError(
+                "wrong-type",
+                f"a pattern was expected, and {value} is a number",
+                span,
+                f"a number is an argument, as in window({value})",
+            )
         case List(_, span):
-            raise PatternError("wrong-type", "a pattern was expected, and this is a list", span, "columns([0..3]) reads listed keys")
+            raise PatternError(
+                "wrong-type", "a pattern was expected, and this is a list", span, "columns([0..3]) reads listed keys"
+            )
         case Unary(operator, _, span):
             hint = "'~' is the complement of a pattern" if operator == "not" else "a - b removes the pairs of b from a"
             raise PatternError("wrong-type", f"'{operator}' does not apply to a pattern", span, hint)
@@ -134,7 +141,7 @@ def condition(node: Expression) -> Scalar:
             return conjunction(_compare(o, a, b) for o, a, b in zip(operators, values, values[1:], strict=False))
         case Chain(_, ("|" | "&", *_)):
             raise _joins_patterns(node)
-        case (Name(name) | Call(name)) if name in PRIMITIVES:
+        case Name(name) | Call(name) if name in PRIMITIVES:
             hint = f"join '{name}' and where(...) with '&'"
             raise PatternError("wrong-type", f"'{name}' is a pattern, and a condition was expected", node.span, hint)
     message = "a condition was expected, such as q - k < 128"
@@ -172,7 +179,9 @@ def _number(node: Expression) -> Scalar:
             return op("+", _constant(node), 0)
         case Name(name, span):
             if name not in _POSITIONS:
-                raise PatternError("unknown-name", f"unknown name '{name}' in a condition", span, "conditions speak of q, k and n")
+                raise PatternError(
+                    "unknown-name", f"unknown name '{name}' in a condition", span, "conditions speak of q, k and n"
+                )
             return Var(name)
         case Unary("-", operand):
             return op("-", 0, _number(operand))
@@ -189,7 +198,12 @@ def _number(node: Expression) -> Scalar:
         case Chain(_, ("|" | "&", *_)):
             raise _joins_patterns(node)
         case Call(function, _, _, span):
-            raise PatternError("wrong-type", f"'{function}(...)' cannot stand in a condition", span, "join patterns outside where(...) with '&'")
+            raise PatternError(
+                "wrong-type",
+                f"'{function}(...)' cannot stand in a condition",
+                span,
+                "join patterns outside where(...) with '&'",
+            )
     raise PatternError("wrong-type", "a number was expected here", node.span, "numbers are built from q, k, n with + - * // %")
 
 
@@ -197,14 +211,18 @@ def _product(operator: str, a: Scalar, b: Scalar, span: Span) -> Scalar:
     a_value, b_value = (_constant_value(x) for x in (a, b))
     if operator == "*":
         if a_value is None and b_value is None:
-            raise PatternError("not-linear", "a product of two variables is not allowed", span, "one of the two factors must be a constant")
+            raise PatternError(
+                "not-linear", "a product of two variables is not allowed", span, "one of the two factors must be a constant"
+            )
         return op("*", a, b) if a_value is not None else op("*", b, a)
     if b_value is None:
         raise PatternError("not-linear", f"'{operator}' by a variable is not allowed", span, "divide by a constant")
     if b_value == 0:
         raise PatternError("division-by-zero", "division by zero", span)
     if b_value < 0:
-        raise PatternError("not-positive", f"'{operator}' by a negative number is not allowed", span, "divide by a positive constant")
+        raise PatternError(
+            "not-positive", f"'{operator}' by a negative number is not allowed", span, "divide by a positive constant"
+        )
     if _divisions(a) == MAX_DIVISIONS:
         message = f"divisions are nested more than {MAX_DIVISIONS} deep"
         raise PatternError("too-complex", message, span, "write it as several conditions joined by 'and'")
@@ -319,7 +337,7 @@ def _argument(primitive: Primitive, name: str, node: Expression, kind: Any) -> A
 
 
 def _integer(node: Expression, label: str) -> int:
-    value = _constant(node)
+    value: int | None = _constant(node)
     if value is None:
         hint = None
         if isinstance(node, Call) or (isinstance(node, Name) and node.name in RESERVED | preset_definitions().keys()):
@@ -389,4 +407,3 @@ def _merged(ranges: list[tuple[int, int]]) -> Positions:
         else:
             merged.append((first, last))
     return tuple(merged)
-

@@ -54,7 +54,7 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
     try:
         items: list[Definition | Expression] = _Builder(source).transform(_lark().parse(text))
     except UnexpectedCharacters as error:
-        raise _unexpected_character(source, error.pos_in_stream) from None
+        raise _unexpected_character(source, error.pos_in_stream or 0) from None
     except UnexpectedToken as error:
         raise _unexpected_token(source, error) from None
     except VisitError as error:
@@ -63,7 +63,9 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
     bodies = [item for item in items if not isinstance(item, Definition)]
     if len(bodies) > 1:
         message = "a program holds one expression, and this is a second one"
-        raise PatternError("two-expressions", message, bodies[1].span, "name it with 'let' or 'pattern', or join the two with '|' or '&'")
+        raise PatternError(
+            "two-expressions", message, bodies[1].span, "name it with 'let' or 'pattern', or join the two with '|' or '&'"
+        )
     program = Program(definitions, bodies[0] if bodies else None)
     for root in (*(d.value for d in definitions), *(v for d in definitions for p in d.parameters if (v := p.value)), *bodies):
         check_limits(root, MAX_DEPTH)
@@ -108,7 +110,9 @@ def check_limits(root: Expression, max_depth: int) -> None:
             raise _too_deep(node.span, max_depth)
         match node:
             case List(items) if len(items) > MAX_ITEMS:
-                raise PatternError("list-too-long", f"a list holds at most {MAX_ITEMS:,} items", node.span, "use a range such as 0..63")
+                raise PatternError(
+                    "list-too-long", f"a list holds at most {MAX_ITEMS:,} items", node.span, "use a range such as 0..63"
+                )
             case Chain(operands) if len(operands) > MAX_OPERANDS:
                 raise PatternError("too-many-terms", f"an expression joins at most {MAX_OPERANDS:,} terms", node.span)
         stack += [(child, depth + 1) for child in _children(node)]

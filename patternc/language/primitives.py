@@ -131,7 +131,7 @@ def stride(s: Size) -> str:
 
 
 @_define("summary(4)", lambda q, k, n, l, c=1, slot=0: (l - (slot + 1) * c <= k % l) & (k % l < l - slot * c))
-def summary(l: Size, c: Size = Size(1), slot: Count = Count(0)) -> str:  # noqa: E741 - the paper's name
+def summary(l: Size, c: Size = Size(1), slot: Count = Count(0)) -> str:
     """The last c keys of every l: l - (slot+1)c <= k % l < l - slot*c. Sparse Transformer's fixed head (Child et al. 2019)."""
     if (slot + 1) * c > l:
         raise BadArgument("slot" if slot else "c", f"(slot + 1) * c is {(slot + 1) * c}, which is over l = {l}")
@@ -146,7 +146,7 @@ def chunk(c: Size) -> str:
 
 @_define("blocks(2, 1, 0)", lambda q, k, n, b, left, right: (-right <= q // b - k // b) & (q // b - k // b <= left))
 def blocks(b: Size, left: Count, right: Count) -> str:
-    """Neighbouring blocks: -right <= q // b - k // b <= left. BigBird's block window (Zaheer et al. 2020) is blocks(64, 1, 1)."""
+    """Neighbouring blocks: -right <= q // b - k // b <= left. BigBird's window (Zaheer et al. 2020) is blocks(64, 1, 1)."""
     return f"-{right} <= q // {b} - k // {b} <= {left}"
 
 
@@ -157,19 +157,19 @@ def sinks(s: Size) -> str:
 
 
 @_define("rows([0])", lambda q, k, n, G: holds(q, n, G) & (k >= 0))
-def rows(G: Positions) -> str:  # noqa: N803 - the papers' name
+def rows(G: Positions) -> str:
     """The listed queries read every key: q in G."""
     return _inside("q", G)
 
 
 @_define("columns([0])", lambda q, k, n, G: holds(k, n, G) & (q >= 0))
-def columns(G: Positions) -> str:  # noqa: N803
+def columns(G: Positions) -> str:
     """The listed keys are read by every query: k in G."""
     return _inside("k", G)
 
 
 @_define("global([0])", lambda q, k, n, G: holds(q, n, G) | holds(k, n, G))
-def global_(G: Positions) -> str:  # noqa: N803
+def global_(G: Positions) -> str:
     """The listed positions read everything and are read by everything: q in G or k in G. Longformer (Beltagy et al. 2020)."""
     return f"{_inside('q', G)} or {_inside('k', G)}"
 

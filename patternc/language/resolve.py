@@ -59,7 +59,9 @@ def resolve(program: Program) -> Expression:
         if not program.definitions:
             raise PatternError("empty", "there is no pattern here", None, 'write one, such as "causal & window(4096)"')
         last = program.definitions[-1]
-        raise PatternError("no-expression", "there are definitions here, but no expression to use", last.span, f"end with '{last.name}'")
+        raise PatternError(
+            "no-expression", "there are definitions here, but no expression to use", last.span, f"end with '{last.name}'"
+        )
     return _Inliner(own).inlined(program.body)
 
 
@@ -74,10 +76,14 @@ def _own_definitions(program: Program) -> Definitions:
     for definition in program.definitions:
         for name, span in [(definition.name, definition.span), *((p.name, p.span) for p in definition.parameters)]:
             if name in RESERVED:
-                raise PatternError("reserved-name", f"'{name}' is a word of the language and cannot be redefined", span, f"call it '{name}_'")
+                raise PatternError(
+                    "reserved-name", f"'{name}' is a word of the language and cannot be redefined", span, f"call it '{name}_'"
+                )
         for i, parameter in enumerate(definition.parameters):
             if parameter.name in [p.name for p in definition.parameters[:i]]:
-                raise PatternError("defined-twice", f"'{definition.name}' has two parameters '{parameter.name}'", parameter.span)
+                raise PatternError(
+                    "defined-twice", f"'{definition.name}' has two parameters '{parameter.name}'", parameter.span
+                )
         if definition.name in own:
             raise PatternError("defined-twice", f"'{definition.name}' is already defined", definition.span)
         own[definition.name] = definition
@@ -112,7 +118,9 @@ class _Inliner:
     def _count(self, node: Expression, parts: int) -> None:
         self._nodes += parts
         if self._nodes > MAX_NODES:
-            raise PatternError("too-large", f"written out, this has over {MAX_NODES:,} parts", node.span, "definitions multiply when they nest")
+            raise PatternError(
+                "too-large", f"written out, this has over {MAX_NODES:,} parts", node.span, "definitions multiply when they nest"
+            )
 
     def _inline(self, node: Expression, parameters: Mapping[str, Expression]) -> Expression:
         match node:
@@ -147,7 +155,11 @@ class _Inliner:
     ) -> dict[str, Expression]:
         names = [p.name for p in definition.parameters]
         if len(arguments) > len(names):
-            raise PatternError("too-many-arguments", f"'{definition.name}' takes {count_arguments(len(names))}, and this is one more", arguments[len(names)].span)
+            raise PatternError(
+                "too-many-arguments",
+                f"'{definition.name}' takes {count_arguments(len(names))}, and this is one more",
+                arguments[len(names)].span,
+            )
         bound = dict(zip(names, arguments, strict=False))
         for name, value, at in keywords:
             check_keyword(definition.name, name, names, bound, at)
@@ -155,7 +167,12 @@ class _Inliner:
         for parameter in definition.parameters:
             if parameter.name not in bound:
                 if parameter.value is None:
-                    raise PatternError("missing-argument", f"'{definition.name}' needs '{parameter.name}'", span, f"its arguments are {', '.join(names)}")
+                    raise PatternError(
+                        "missing-argument",
+                        f"'{definition.name}' needs '{parameter.name}'",
+                        span,
+                        f"its arguments are {', '.join(names)}",
+                    )
                 bound[parameter.name] = self.inline(parameter.value)
         return bound
 
@@ -170,7 +187,7 @@ def check_keyword(function: str, name: str, known: list[str], bound: Mapping[str
 
 
 def count_arguments(number: int) -> str:
-    """"no arguments", "1 argument", "2 arguments"."""
+    """ "no arguments", "1 argument", "2 arguments"."""
     return "no arguments" if number == 0 else f"{number} argument{'s' if number > 1 else ''}"
 
 
@@ -210,7 +227,9 @@ def walk(node: Expression) -> Iterator[Expression]:
 def mixture_items(call: Call) -> list[tuple[int, Expression]]:
     """The (repeat, pattern) items of ``heads(4 * A + 4 * B)`` or ``layers(...)``."""
     if len(call.arguments) != 1 or call.keywords:
-        raise PatternError("mixture", f"'{call.function}' takes one sum of patterns", call.span, f"{call.function}(4 * causal + full)")
+        raise PatternError(
+            "mixture", f"'{call.function}' takes one sum of patterns", call.span, f"{call.function}(4 * causal + full)"
+        )
     (argument,) = call.arguments
     parts = argument.operands if isinstance(argument, Chain) and set(argument.operators) == {"+"} else (argument,)
     items = []
@@ -226,7 +245,9 @@ def mixture_items(call: Call) -> list[tuple[int, Expression]]:
             case _:
                 items.append((1, part))
     if sum(repeat for repeat, _ in items) > MAX_PERIOD:
-        raise PatternError("too-many-repeats", f"'{call.function}' repeats after at most {MAX_PERIOD:,} {call.function}", call.span)
+        raise PatternError(
+            "too-many-repeats", f"'{call.function}' repeats after at most {MAX_PERIOD:,} {call.function}", call.span
+        )
     return items
 
 
@@ -237,7 +258,9 @@ def period(node: Expression, mixture: str) -> int:
         if isinstance(part, Call) and part.function == mixture:
             found = lcm(found, sum(repeat for repeat, _ in mixture_items(part)))
             if found > MAX_PERIOD:
-                raise PatternError("too-many-repeats", f"these {mixture} repeat only after {found:,}, over {MAX_PERIOD:,}", part.span)
+                raise PatternError(
+                    "too-many-repeats", f"these {mixture} repeat only after {found:,}, over {MAX_PERIOD:,}", part.span
+                )
     return found
 
 

@@ -43,7 +43,9 @@ def work(plan: Plan, n: int = REFERENCE_LENGTH) -> Work:
     """The tiles of one head at n. What is listed or gathered at run time is left out: it is the same for all tile shapes."""
     index = np.arange(-(-n // plan.tile.rows), dtype=np.int64)
     share = [len(group.heads) / group.period for group in plan.heads]
-    full, partial = (sum(s * _tiles(group, index, n, kind) for s, group in zip(share, plan.heads, strict=True)) for kind in (0, 1))
+    full, partial = (
+        sum(s * _tiles(group, index, n, kind) for s, group in zip(share, plan.heads, strict=True)) for kind in (0, 1)
+    )
     return Work(len(index), full, partial)
 
 
@@ -55,4 +57,3 @@ def _tiles(group: HeadPlan, index: Indices, n: int, kind: int) -> float:
 def _visited(loop: Loop, index: Indices, n: int) -> int:
     count = np.maximum(evaluate(loop.count, {"I": index, "n": n}, np) + 0 * index, 0)
     return int(count.sum())
-

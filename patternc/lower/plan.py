@@ -132,7 +132,10 @@ class Plan:
     heads: tuple[HeadPlan, ...]
 
     def __str__(self) -> str:
-        lines = [f"plan of {self.pattern}", f"tile {self.tile} (queries x keys), row tile I covers queries {self.tile.rows}*I.."]
+        lines = [
+            f"plan of {self.pattern}",
+            f"tile {self.tile} (queries x keys), row tile I covers queries {self.tile.rows}*I..",
+        ]
         for plan in self.heads:
             if plan.period > 1:
                 lines.append(f"heads {', '.join(map(str, plan.heads))} of every {plan.period}")

@@ -193,7 +193,7 @@ def _ruled(term: Term) -> _Ruled:
 
 def _scatter(count: Array, axis: int) -> Array:
     """Numbers below 4096 without a pattern, the same on every run."""
-    return np.asarray(mix(count * 2 + axis) % 4096)  # type: ignore[no-untyped-call]
+    return np.asarray(mix(count * 2 + axis) % 4096)
 
 
 def picture(pattern: Pattern, n: int, *, head: int = 0, layer: int = 0) -> Picture:

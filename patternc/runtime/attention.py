@@ -70,7 +70,11 @@ class Attention:
             ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
             TypeError: wrong types, dtypes, or a runtime input that the pattern does not have.
         """
-        if isinstance(q, Tensor) and torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
+        if (
+            isinstance(q, Tensor)
+            and torch.amp.is_autocast_available(q.device.type)
+            and torch.is_autocast_enabled(q.device.type)
+        ):
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = (t.to(dtype) if isinstance(t, Tensor) and t.dtype in CAST else t for t in (q, k, v))
         check_call(q, k, v)

@@ -28,9 +28,7 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
 
 
 @lru_cache(maxsize=512)
-def emit_source(
-    pattern: Pattern, backend: str = "triton", layer: int | None = None, request: Request = DEFAULT_REQUEST
-) -> str:
+def emit_source(pattern: Pattern, backend: str = "triton", layer: int | None = None, request: Request = DEFAULT_REQUEST) -> str:
     """A standalone source file for a pattern. Needs no torch, and no GPU."""
     return backend_named(backend).emit(plan_for(pattern, layer, backend, request))
 

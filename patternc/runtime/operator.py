@@ -57,7 +57,15 @@ def _(q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer
 
 @torch.library.custom_op("patternc::attention", mutates_args=())
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], chosen: list[Tensor], program: str, layer: int, backend: str, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: list[Tensor],
+    chosen: list[Tensor],
+    program: str,
+    layer: int,
+    backend: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq)."""
     module = module_of(program, layer, backend, q, v)
@@ -67,7 +75,15 @@ def attention(
 
 @attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], chosen: list[Tensor], program: str, layer: int, backend: str, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: list[Tensor],
+    chosen: list[Tensor],
+    program: str,
+    layer: int,
+    backend: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=wide)
@@ -93,9 +109,7 @@ def attention_backward(
     module = module_of(program, layer, backend, q, v)
     if not hasattr(module, "backward"):
         module = module_of(program, layer, "torch", q, v)
-    dq, dk, dv = module.backward(
-        q, k, v, _by_name(module, inputs, scores=False), chosen, scale, out, lse, grad_out, grad_lse
-    )
+    dq, dk, dv = module.backward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale, out, lse, grad_out, grad_lse)
     return dq, dk, dv
 
 

@@ -32,10 +32,10 @@ def mask_mod(expression, n, heads):
     meaning = pc.parse(expression).meaning()
     if meaning.is_static:
         predicate = meaning.static.predicate
-        return lambda b, h, q, k: evaluate(predicate, {"q": q, "k": k, "n": n}, torch)  # noqa: ARG005
+        return lambda b, h, q, k: evaluate(predicate, {"q": q, "k": k, "n": n}, torch)
     tables = np.stack([block_table(meaning, n, head) for head in range(heads)])
     table = torch.from_numpy(tables).cuda()
-    return lambda b, h, q, k: table[h, q // 64, k // 64]  # noqa: ARG005
+    return lambda b, h, q, k: table[h, q // 64, k // 64]
 
 
 def block_table(meaning, n, head, block=64):

@@ -114,4 +114,3 @@ def test_the_pictures_of_the_specification() -> None:
     for text, picture in pictures:
         rows = [[cell == "#" for cell in line.split()] for line in picture.splitlines()]
         assert np.array_equal(parse(text).mask(8), rows), text
-

@@ -43,10 +43,22 @@ EXPLOSIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "doubling intersections": ("too-large", lambda: doubling("&", 60)),
     "doubling differences": ("too-large", lambda: doubling("-", 60)),
     "doubling functions": ("too-large", lambda: f"def f(x) = x | x\n{'f(' * 60}full{')' * 60}"),
-    "doubling defaults": ("too-large", lambda: "def a0(x=full) = x\n" + joined("\n", (f"def a{i}(x=a{i - 1}) = x | x" for i in range(1, 100))) + "\na99"),
-    "long chains of lets": ("too-deep", lambda: "let a0 = full\n" + joined("\n", (f"let a{i} = ~a{i - 1}" for i in range(1, 2_500))) + "\na2499"),
-    "long chains of names": ("too-deep", lambda: "let a0 = full\n" + joined("\n", (f"let a{i} = a{i - 1}" for i in range(1, 2_500))) + "\na2499"),
-    "a list in many places": ("too-large", lambda: "def f(G) = rows(G)\nlet a = f([" + joined(",", map(str, range(2_000))) + "])\n" + joined("|", ["a"] * 900)),
+    "doubling defaults": (
+        "too-large",
+        lambda: "def a0(x=full) = x\n" + joined("\n", (f"def a{i}(x=a{i - 1}) = x | x" for i in range(1, 100))) + "\na99",
+    ),
+    "long chains of lets": (
+        "too-deep",
+        lambda: "let a0 = full\n" + joined("\n", (f"let a{i} = ~a{i - 1}" for i in range(1, 2_500))) + "\na2499",
+    ),
+    "long chains of names": (
+        "too-deep",
+        lambda: "let a0 = full\n" + joined("\n", (f"let a{i} = a{i - 1}" for i in range(1, 2_500))) + "\na2499",
+    ),
+    "a list in many places": (
+        "too-large",
+        lambda: "def f(G) = rows(G)\nlet a = f([" + joined(",", map(str, range(2_000))) + "])\n" + joined("|", ["a"] * 900),
+    ),
     "a huge list": ("list-too-long", lambda: f"rows([{joined(',', map(str, range(11_000)))}])"),
     "huge moduli": ("too-complex", lambda: "stride(2147483647) & stride(2147483646) & stride(2147483645)"),
     "a union of odd strides": ("too-complex", lambda: joined("|", (f"stride({p})" for p in PRIMES[:40]))),
@@ -54,11 +66,23 @@ EXPLOSIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "a union of chunks": ("too-complex", lambda: joined("|", (f"chunk({p})" for p in PRIMES[:70]))),
     "a union of summaries": ("too-complex", lambda: joined("|", (f"summary({p}, 2)" for p in PRIMES))),
     "a union of dilations": ("too-complex", lambda: joined("|", (f"window(100, dilation={p})" for p in PRIMES[:40]))),
-    "differences of dilations": ("too-complex", lambda: "full - " + joined(" - ", (f"window(100, dilation={p})" for p in PRIMES[:20]))),
-    "a union of points": ("too-complex", lambda: joined("|", (f"where(q == {7 * i} and k == {i * i % 1000})" for i in range(1_000)))),
+    "differences of dilations": (
+        "too-complex",
+        lambda: "full - " + joined(" - ", (f"window(100, dilation={p})" for p in PRIMES[:20])),
+    ),
+    "a union of points": (
+        "too-complex",
+        lambda: joined("|", (f"where(q == {7 * i} and k == {i * i % 1000})" for i in range(1_000))),
+    ),
     "many moduli in one condition": ("too-complex", lambda: where("and", (f"(q + k) % {p} != 1" for p in PRIMES[:20]))),
-    "moduli of many slopes": ("too-complex", lambda: where("and", (f"(q + {i}*k) // {p} % {p + 2} < 3" for i, p in enumerate(PRIMES[:20])))),
-    "exclusive ors": ("too-complex", lambda: where("and", (f"(q % {p} != k % {p} or q // {p} == k // {p})" for p in PRIMES[:12]))),
+    "moduli of many slopes": (
+        "too-complex",
+        lambda: where("and", (f"(q + {i}*k) // {p} % {p + 2} < 3" for i, p in enumerate(PRIMES[:20]))),
+    ),
+    "exclusive ors": (
+        "too-complex",
+        lambda: where("and", (f"(q % {p} != k % {p} or q // {p} == k // {p})" for p in PRIMES[:12])),
+    ),
     "nested remainders": ("too-complex", lambda: f"where({'(' * 15}q{joined('', (f'*3+k)%{p}' for p in PRIMES[:15]))} == 0)"),
     "nested divisions": ("too-complex", lambda: f"where({'(' * 15}q{joined('', (f'*3+k)//{p}' for p in PRIMES[:15]))} == 0)"),
     "huge products": ("integer-too-large", lambda: f"window({joined('*', ['2147483647'] * 1_000)})"),
@@ -72,16 +96,37 @@ EXPLOSIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "a huge number": ("integer-too-large", lambda: f"window({'9' * 60_000})"),
     "a huge name": ("unknown-name", lambda: "a" * 60_000),
     "huge repeats": ("too-many-repeats", lambda: "heads(2000000000 * causal + full)"),
-    "periods that multiply": ("too-many-repeats", lambda: joined(" & ", (f"layers({p - 1} * full + causal)" for p in PRIMES[:9]))),
-    "layers times heads": ("too-large", lambda: joined(" & ", (f"{m}({joined('+', (f'window({i + 1})' for i in range(60)))})" for m in ("layers", "heads")))),
+    "periods that multiply": (
+        "too-many-repeats",
+        lambda: joined(" & ", (f"layers({p - 1} * full + causal)" for p in PRIMES[:9])),
+    ),
+    "layers times heads": (
+        "too-large",
+        lambda: joined(" & ", (f"{m}({joined('+', (f'window({i + 1})' for i in range(60)))})" for m in ("layers", "heads"))),
+    ),
     "nested heads": ("too-deep", lambda: "heads(full+" * 63 + "full" + ")" * 63),
-    "many heads of many parts": ("too-large", lambda: f"heads({joined('+', (f'window({i + 1})' for i in range(200)))}) & ({joined('|', ['self'] * 900)})"),
+    "many heads of many parts": (
+        "too-large",
+        lambda: f"heads({joined('+', (f'window({i + 1})' for i in range(200)))}) & ({joined('|', ['self'] * 900)})",
+    ),
     "a union of random": ("too-complex", lambda: joined("|", (f"random(2, seed={i})" for i in range(1_000)))),
     "a longer union of random": ("too-many-terms", lambda: joined("|", (f"random(2, seed={i})" for i in range(1_001)))),
-    "products of unions of random": ("too-many-terms", lambda: joined("&", (f"(random(2, seed={i}) | random(3, seed={i}))" for i in range(12)))),
-    "products of unions of tables": ("too-many-terms", lambda: joined("&", (f"(layout(a{i}, 4) | layout(b{i}, 4))" for i in range(12)))),
-    "complements of tables": ("too-many-terms", lambda: f"~({joined('|', (f'(layout(a{i}, 4) & layout(b{i}, 4))' for i in range(12)))})"),
-    "draws from an irregular set": ("too-complex", lambda: f"random(2) - ({joined('|', (f'stride({p})' for p in PRIMES[:9]))})"),
+    "products of unions of random": (
+        "too-many-terms",
+        lambda: joined("&", (f"(random(2, seed={i}) | random(3, seed={i}))" for i in range(12))),
+    ),
+    "products of unions of tables": (
+        "too-many-terms",
+        lambda: joined("&", (f"(layout(a{i}, 4) | layout(b{i}, 4))" for i in range(12))),
+    ),
+    "complements of tables": (
+        "too-many-terms",
+        lambda: f"~({joined('|', (f'(layout(a{i}, 4) & layout(b{i}, 4))' for i in range(12)))})",
+    ),
+    "draws from an irregular set": (
+        "too-complex",
+        lambda: f"random(2) - ({joined('|', (f'stride({p})' for p in PRIMES[:9]))})",
+    ),
     "many arguments": ("too-large", lambda: f"window({joined(',', ['1'] * 20_000)})"),
     "many keywords": ("unknown-argument", lambda: f"window({joined(',', (f'a{i}=1' for i in range(5_000)))})"),
     "many comparisons": ("too-many-terms", lambda: f"where({joined(' < ', ['q', 'k'] * 1_500)})"),
@@ -115,7 +160,9 @@ def test_explosions_end_soon(name: str) -> None:
 
 FINE: dict[str, Callable[[], str]] = {
     "many layers and heads": lambda: "layers(4095 * full + causal) & heads(4095 * full + causal)",
-    "layers and heads that differ": lambda: f"layers({joined('+', (f'window({i + 1})' for i in range(10)))}) & heads({joined('+', (f'stride({i + 1})' for i in range(10)))})",
+    "layers and heads that differ": lambda: (
+        f"layers({joined('+', (f'window({i + 1})' for i in range(10)))}) & heads({joined('+', (f'stride({i + 1})' for i in range(10)))})"
+    ),
     "nested mixtures": lambda: "heads(3*full+" * 30 + "full" + ")" * 30,
     "a long list": lambda: f"rows([{joined(',', (str(2 * i) for i in range(100)))}])",
     "a joined list": lambda: f"rows([{joined(',', map(str, range(9_999)))}])",
@@ -138,7 +185,7 @@ def test_large_but_fine(name: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet="causlwindo()[]|&~-+*/%<>=!.,;:#0123456789_KMqkn \n\t\"é", max_size=60))
+@given(st.text(alphabet='causlwindo()[]|&~-+*/%<>=!.,;:#0123456789_KMqkn \n\t"é', max_size=60))
 @example("")
 @example("(")
 @example("window(")
@@ -158,7 +205,51 @@ def test_any_text_parses_or_raises_a_pattern_error(text: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from("causal window ( ) [ ] | & ~ - + * // % < == , = .. 4 2K q k n where heads layers not and or let def \n random topk ids".split(" ")), max_size=14))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "causal",
+                "window",
+                "(",
+                ")",
+                "[",
+                "]",
+                "|",
+                "&",
+                "~",
+                "-",
+                "+",
+                "*",
+                "//",
+                "%",
+                "<",
+                "==",
+                ",",
+                "=",
+                "..",
+                "4",
+                "2K",
+                "q",
+                "k",
+                "n",
+                "where",
+                "heads",
+                "layers",
+                "not",
+                "and",
+                "or",
+                "let",
+                "def",
+                "\n",
+                "random",
+                "topk",
+                "ids",
+            ]
+        ),
+        max_size=14,
+    )
+)
 def test_any_words_parse_or_raise_a_pattern_error(words: list[str]) -> None:
     try:
         parse(" ".join(words))
@@ -278,6 +369,8 @@ def test_errors_in_files_name_the_file() -> None:
 def test_budgets_are_restored() -> None:
     for _ in range(2):
         with pytest.raises(BudgetExceeded), budget(50):
-            Relation.where(op("==", op("%", op("+", Var("q"), Const(987_654)), 1_013), 5)).equals(Relation.where(op("<", Var("q"), 3)))
+            Relation.where(op("==", op("%", op("+", Var("q"), Const(987_654)), 1_013), 5)).equals(
+                Relation.where(op("<", Var("q"), 3))
+            )
         assert raised("|".join(f"stride({p})" for p in PRIMES[:40])).code == "too-complex"
         assert parse("causal & stride(3)").mask(4).sum() == 5

@@ -59,7 +59,9 @@ def test_boolean_algebra_with_runtime_inputs(left: str, right: str, a: str, b: s
     assert np.array_equal(mask(left, n, source), mask(right, n, source))
 
 
-@pytest.mark.parametrize("choice", ["topk(scores, 2)", "topk(scores, 1, block=3)", "random(2)", "random(1, block=2, seed=4, pool=3)"])
+@pytest.mark.parametrize(
+    "choice", ["topk(scores, 2)", "topk(scores, 1, block=3)", "random(2)", "random(1, block=2, seed=4, pool=3)"]
+)
 @settings(max_examples=10, deadline=None)
 @given(a=small(inputs=True), b=small(inputs=True), n=st.sampled_from([1, 6, 11]))
 def test_choices(choice: str, a: str, b: str, n: int) -> None:

@@ -91,7 +91,9 @@ def test_documented(name: str) -> None:
     assert re.match(rf"{name}\b", primitive.example)
     specification = (Path(__file__).resolve().parents[2] / "grammar" / "SPEC.md").read_text("utf-8")
     for parameter in inspect.signature(primitive.build).parameters:
-        assert re.search(rf"`[^`]*\b{name}\([^`]*\b{parameter}\b", specification), f"SPEC.md does not show '{parameter}' of '{name}'"
+        assert re.search(rf"`[^`]*\b{name}\([^`]*\b{parameter}\b", specification), (
+            f"SPEC.md does not show '{parameter}' of '{name}'"
+        )
     assert f"`{name}" in specification
 
 

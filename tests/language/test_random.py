@@ -39,7 +39,12 @@ GOLDEN_AT = [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(0, 2**31 - 1), st.integers(0, 127), st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=1, max_size=8))
+@given(
+    st.integers(1, 6),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 127),
+    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=1, max_size=8),
+)
 def test_every_number_system_agrees(draws: int, seed: int, head: int, rows: list[tuple[int, int]]) -> None:
     want = [python_ranks(draws, count, seed, head, row) for row, count in rows]
     row, count = np.array(rows, np.int64).T
@@ -48,7 +53,11 @@ def test_every_number_system_agrees(draws: int, seed: int, head: int, rows: list
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 5), st.integers(0, 2**31 - 1), st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=1, max_size=8))
+@given(
+    st.integers(1, 5),
+    st.integers(0, 2**31 - 1),
+    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1)), min_size=1, max_size=8),
+)
 def test_torch_agrees(draws: int, seed: int, rows: list[tuple[int, int]]) -> None:
     torch = pytest.importorskip("torch")
     row, count = torch.tensor(rows, dtype=torch.int64).T
@@ -100,7 +109,9 @@ def test_draws_do_not_depend_on_how_the_candidates_are_written() -> None:
     assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("candidates_text", ["causal", "full", "causal & ~window(5)", "~window(5)", "stride(3) | window(4)", "summary(6, 2)", "none"])
+@pytest.mark.parametrize(
+    "candidates_text", ["causal", "full", "causal & ~window(5)", "~window(5)", "stride(3) | window(4)", "summary(6, 2)", "none"]
+)
 @pytest.mark.parametrize("options", ["3", "3, block=4", "2, pool=5", "2, block=3, pool=2, seed=9"])
 def test_against_the_oracle(candidates_text: str, options: str) -> None:
     text = f"({candidates_text}) & random({options})"
@@ -124,7 +135,9 @@ def test_blocks_are_drawn_by_query_block() -> None:
     assert all((mask[4 * i : 4 * i + 4] == mask[4 * i]).all() for i in range(8))
 
 
-@pytest.mark.parametrize("text", ["~window(3)", "stride(3) | window(4)", "columns([0, 3, 7..9, -1])", "~summary(6, 2)", "where((q * 3 + k) % 7 < 3)"])
+@pytest.mark.parametrize(
+    "text", ["~window(3)", "stride(3) | window(4)", "columns([0, 3, 7..9, -1])", "~summary(6, 2)", "where((q * 3 + k) % 7 < 3)"]
+)
 @pytest.mark.parametrize("block", [1, 3])
 def test_candidates_ascend(text: str, block: int) -> None:
     loops = parse(text).meaning().static.block_rows(block)

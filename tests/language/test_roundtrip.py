@@ -56,7 +56,10 @@ def test_any_tree(tree: Expression) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["let", "pattern", "def"]), names, trees, trees), max_size=3), st.one_of(st.none(), trees))
+@given(
+    st.lists(st.tuples(st.sampled_from(["let", "pattern", "def"]), names, trees, trees), max_size=3),
+    st.one_of(st.none(), trees),
+)
 def test_any_program(parts: list[tuple[str, str, Expression, Expression]], body: Expression | None) -> None:
     def definition(keyword: str, name: str, value: Expression, default: Expression) -> Definition:
         parameters = (Keyword("x", None, NOWHERE), Keyword("y", default, NOWHERE)) if keyword == "def" else ()

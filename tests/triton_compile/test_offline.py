@@ -139,7 +139,6 @@ def known(cases, reason):
     return lambda *case: pytest.param(*case, marks=mark if case in cases else ())
 
 
-SPILLING = known({("flagship", 80)}, "its phases keep too much alive on sm_80 with 4 warps")
 
 
 @pytest.mark.parametrize(("name", "arch"), [SPILLING(name, arch) for name in EVERY for arch in TARGETS])
