@@ -438,6 +438,7 @@ def _forward(kernels: list[_Kernel]) -> str:
     """The host function that prepares the inputs and launches the kernels."""
     body = [
         '"""Output (b, h, n_q, d_v) in q\'s dtype and log-sum-exp (b, h, n_q) in float32."""',
+        "q, k, v = aligned(q), aligned(k), aligned(v)",
         "batch, heads, n_q, head_dim = q.shape",
         "n, value_dim, sharing = k.shape[2], v.shape[3], heads // k.shape[1]",
         "out = torch.empty(batch, heads, n_q, value_dim, dtype=q.dtype, device=q.device)",

@@ -104,6 +104,19 @@ def generation_of(device):
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
 
 
+def aligned(t):
+    """The tensor, or a copy of it, with unit stride in the last axis and rows that start at multiples of 16 elements.
+
+    Loads are wide only then. It is also a matter of right and wrong: with unaligned rows and different dims of q and v,
+    Triton 3.6 compiles the two matrix products into wrong results.
+    """
+    spread = all(stride % 16 == 0 or size == 1 for stride, size in zip(t.stride()[:-1], t.shape[:-1]))  # noqa: B905
+    if spread and t.stride(-1) == 1 and t.data_ptr() % 16 == 0:
+        return t
+    wide = torch.empty(*t.shape[:-1], -(-t.shape[-1] // 16) * 16, dtype=t.dtype, device=t.device)
+    return wide[..., : t.shape[-1]].copy_(t)
+
+
 def strides(t):
     """Strides of a runtime input's leading axes, 0 where an axis is shared."""
     return tuple(0 if t.shape[i] == 1 else t.stride(i) for i in range(t.dim()))

@@ -1,11 +1,11 @@
 """patternc: a language and a compiler for sparse attention.
 
-    >>> import patternc as pc
-    >>> p = pc.parse("causal & (window(4096) | sinks(4))")
-    >>> p.nnz(1_000_000)
-    4091597050
-    >>> attn = pc.compile(p)  # doctest: +SKIP
-    >>> out = attn(q, k, v)  # doctest: +SKIP
+>>> import patternc as pc
+>>> p = pc.parse("causal & (window(4096) | sinks(4))")
+>>> p.nnz(1_000_000)
+4091597050
+>>> attn = pc.compile(p)  # doctest: +SKIP
+>>> out = attn(q, k, v)  # doctest: +SKIP
 """
 
 from typing import TYPE_CHECKING, Any

@@ -159,18 +159,7 @@ def _lark() -> Lark:
     return Lark(grammar, parser="lalr", lexer="basic", postlex=_Postlex(), propagate_positions=True, maybe_placeholders=True)
 
 
-_EXPECTED = {
-    "NAME": "a name",
-    "INTEGER": "a number",
-    "LPAR": "'('",
-    "RPAR": "')'",
-    "LSQB": "'['",
-    "RSQB": "']'",
-    "COMMA": "','",
-    "EQUAL": "'='",
-    "$END": "the end",
-    "_NEWLINE": "a new line",
-}
+_EXPECTED = {"RPAR": "')'", "RSQB": "']'", "COMMA": "','", "EQUAL": "'='"}
 _STARTS_EXPRESSION = {"NAME", "INTEGER", "LPAR"}
 _OPERATORS = {"VBAR", "AMPERSAND", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT", "COMPARE", "AND", "OR"}
 _HINTS = {
@@ -205,7 +194,7 @@ def _unexpected_token(source: Source, error: UnexpectedToken) -> PatternError:
         start = token.start_pos or 0
         span = Span(source, start, start + len(token))
         found = "this line ends" if token.type == "_NEWLINE" else f"found '{token}'"
-    wanted = [_EXPECTED[name] for name in ("RPAR", "RSQB", "COMMA", "EQUAL") if name in accepts]
+    wanted = [shown for token_type, shown in _EXPECTED.items() if token_type in accepts]
     if _STARTS_EXPRESSION <= accepts:
         wanted = ["an expression"]
     elif accepts & _OPERATORS:

@@ -23,13 +23,18 @@ def show(tree: Program | Definition | Expression) -> str:
     """The text of a tree, with the parentheses it needs and no others."""
     match tree:
         case Program(definitions, body):
-            return "\n".join([*map(show, definitions), *([show(body)] if body is not None else [])])
+            return "\n".join([*map(show, definitions), *([_after_definitions(body)] if body is not None else [])])
         case Definition("def", name, parameters, value):
             return f"def {name}({', '.join(_keyword(p) for p in parameters)}) = {_show(value, 0)}"
         case Definition(keyword, name, _, value):
             return f"{keyword} {name} = {_show(value, 0)}"
         case _:
             return _show(tree, 0)
+
+
+def _after_definitions(body: Expression) -> str:
+    text = show(body)
+    return f"({text})" if text.startswith("-") else text  # a line that starts with '-' would continue the one before
 
 
 def _keyword(node: Keyword) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_LENGTH = 1 << 24
 CAST = (torch.float16, torch.bfloat16, torch.float32)  # under autocast; float64 is left alone, as torch's own operators do
 
+AUTOCAST_DEVICES = frozenset({"cpu", "cuda", "hpu", "mps", "xpu"})
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -70,11 +72,7 @@ class Attention:
             ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
             TypeError: wrong types, dtypes, or a runtime input that the pattern does not have.
         """
-        if (
-            isinstance(q, Tensor)
-            and torch.amp.is_autocast_available(q.device.type)
-            and torch.is_autocast_enabled(q.device.type)
-        ):
+        if isinstance(q, Tensor) and q.device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(q.device.type):
             dtype = torch.get_autocast_dtype(q.device.type)
             q, k, v = (t.to(dtype) if isinstance(t, Tensor) and t.dtype in CAST else t for t in (q, k, v))
         check_call(q, k, v)

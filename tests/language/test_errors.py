@@ -32,6 +32,10 @@ def where(operator: str, conditions: object) -> str:
     return f"where({joined(f' {operator} ', conditions)})"
 
 
+def several(mixture: str, primitive: str, count: int) -> str:
+    return f"{mixture}({joined('+', (f'{primitive}({i + 1})' for i in range(count)))})"
+
+
 EXPLOSIONS: dict[str, tuple[str, Callable[[], str]]] = {
     "open parentheses": ("too-deep", lambda: "(" * 60_000),
     "nested parentheses": ("too-deep", lambda: "(" * 30_000 + "full" + ")" * 30_000),
@@ -160,9 +164,7 @@ def test_explosions_end_soon(name: str) -> None:
 
 FINE: dict[str, Callable[[], str]] = {
     "many layers and heads": lambda: "layers(4095 * full + causal) & heads(4095 * full + causal)",
-    "layers and heads that differ": lambda: (
-        f"layers({joined('+', (f'window({i + 1})' for i in range(10)))}) & heads({joined('+', (f'stride({i + 1})' for i in range(10)))})"
-    ),
+    "layers and heads that differ": lambda: f"{several('layers', 'window', 10)} & {several('heads', 'stride', 10)}",
     "nested mixtures": lambda: "heads(3*full+" * 30 + "full" + ")" * 30,
     "a long list": lambda: f"rows([{joined(',', (str(2 * i) for i in range(100)))}])",
     "a joined list": lambda: f"rows([{joined(',', map(str, range(9_999)))}])",

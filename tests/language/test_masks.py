@@ -81,7 +81,7 @@ def test_the_strategy_draws_everything() -> None:
     [
         ("stride(3) | stride(5) | stride(7) | stride(11) | stride(13) | stride(17) | stride(19) | stride(23)", 200),
         (
-            "~(stride(3) | stride(5) | stride(7) | stride(11) | stride(13) | stride(17) | stride(19) | stride(23) | stride(29))",
+            "~(stride(5) | stride(7) | stride(11) | stride(13) | stride(17) | stride(19) | stride(23) | stride(29))",
             200,
         ),
     ],
@@ -94,10 +94,11 @@ def test_rows_without_a_closed_form(text: str, n: int) -> None:
 
 
 def test_large_n_needs_no_mask() -> None:
+    n = 10**6
+    keys_of_window = sum(min(q + 1, 4096) for q in range(n))
+    sinks_beyond_it = sum(min(4, max(0, q - 4095)) for q in range(n))
+    assert parse("causal & (window(4096) | sinks(4))").nnz(n) == keys_of_window + sinks_beyond_it
     n = 10**9
-    assert parse("causal & (window(4096) | sinks(4))").nnz(10**7) == 4096 * 10**7 - 4096 * 4095 // 2 + sum(
-        min(4, max(0, q - 4095)) for q in range(5000)
-    ) + 4 * (10**7 - 5000)
     assert parse("causal & (window(4) | stride(64))").row(n - 1, n)[0][2] == 64
     assert parse("global([0, -1])").row(5, n) == [(0, 0, 1), (n - 1, n - 1, 1)]
 

@@ -139,9 +139,7 @@ def known(cases, reason):
     return lambda *case: pytest.param(*case, marks=mark if case in cases else ())
 
 
-
-
-@pytest.mark.parametrize(("name", "arch"), [SPILLING(name, arch) for name in EVERY for arch in TARGETS])
+@pytest.mark.parametrize(("name", "arch"), [(name, arch) for name in EVERY for arch in TARGETS])
 def test_presets(name, arch, tmp_path):
     check(name, 128, arch, "bfloat16", tmp_path)
 
