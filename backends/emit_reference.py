@@ -22,6 +22,7 @@ class ReferenceBackend:
     name = "reference"
     rank = 0
     differentiable = True
+    views = False
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
@@ -37,7 +38,7 @@ class ReferenceBackend:
         functions: list[str] = []
         rows: list[str] = []
         draws = False
-        for index, group in enumerate(plan.heads):
+        for index, group in enumerate(group for group in plan.heads if not group.chained):
             meaning = pattern.meaning(head=group.heads[0])
             draws |= any(isinstance(choice, Random) for term in meaning.picks for choice in term.choices)
             functions += _group(index, group, meaning)

@@ -19,6 +19,7 @@ class TorchBackend:
     name = "torch"
     rank = 10
     differentiable = True
+    views = False
 
     def unsupported(self, request: Request) -> list[str]:
         return [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]

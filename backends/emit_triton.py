@@ -10,7 +10,7 @@ from textwrap import indent
 from patternc.backend import Request
 from patternc.lower.cost import TileCost
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Plan, Tile, Walk
-from patternc.relation import Loop
+from patternc.relation import IDENTITY, Loop, View
 from patternc.scalar import TRUE, Scalar, size
 from patternc.terms import Document, Layout
 
@@ -27,6 +27,7 @@ class TritonBackend:
     name = "triton"
     rank = 20
     differentiable = False
+    views = True
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = []
@@ -174,17 +175,26 @@ class _Kernel:
         lengths = ["n", "n_q", "heads", "sharing", "run_heads"]
         fixed = [p for p in self._parameters() if not p.endswith(("_ptr",))]
         unspecialised = [*lengths, *(p for p in fixed if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w")))]
-        parameters = ["q_ptr", "k_ptr", "v_ptr", "out_ptr", "lse_ptr", *self._parameters(), *strides, *lengths, "scale"]
+        parameters = [
+            "q_ptr",
+            "k_ptr",
+            "v_ptr",
+            "out_ptr",
+            "prior_ptr",
+            "lse_ptr",
+            *self._parameters(),
+            *strides,
+            *lengths,
+            "scale",
+        ]
         constants = ["FIRST", "RUN", "PERIOD", "HEAD_DIM", "VALUE_DIM", "BLOCK_D", "BLOCK_V", "ROWS", "COLUMNS"]
         signature = ",\n    ".join([", ".join(parameters), ", ".join(f"{c}: tl.constexpr" for c in constants)])
         atoms = [line for name, atom in self.group.atoms for line in self._atom_setup(name, atom)]
         body = [
-            "tile = (n - n_q) // ROWS + tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows, often the longest, first",
+            *self._rows(),
             "batch = tl.program_id(1) // run_heads",
             "slot = tl.program_id(1) % run_heads",
             "head = slot // RUN * PERIOD + FIRST + slot % RUN",
-            "first_row = tile * ROWS",
-            "rows = first_row + tl.arange(0, ROWS)",
             "valid_row = (rows >= n - n_q) & (rows < n)",
             "dims = tl.arange(0, BLOCK_D)",
             "dims_v = tl.arange(0, BLOCK_V)",
@@ -198,9 +208,9 @@ class _Kernel:
             f"q = rows[:, None]{'.to(tl.int64)' if self._wide else ''}",
             f"I = tile{'.to(tl.int64)' if self._wide else ''}  # noqa: E741",
             *atoms,
-            "top = tl.full([ROWS], float('-inf'), tl.float32)",
-            "total = tl.zeros([ROWS], tl.float32)",
-            "acc = tl.zeros([ROWS, BLOCK_V], tl.float32)",
+            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+            "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
+            *self._start(),
         ]
         for i, phase in enumerate(self.group.phases):
             body += self._phase(i, phase)
@@ -208,14 +218,42 @@ class _Kernel:
             "empty = total == 0.0",
             "out = acc / tl.where(empty, 1.0, total)[:, None]",
             "lse = tl.where(empty, float('-inf'), (top + tl.log2(total)) * 0.6931471805599453)",
-            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
             "tl.store(lse_ptr + at, lse, mask=valid_row)",
             "out_at = out_ptr + at[:, None] * VALUE_DIM + dims_v[None, :]",
-            "tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=valid_row[:, None] & (dims_v < VALUE_DIM)[None, :])",
+            "tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=valid_out)",
         ]
         return f"@triton.jit(do_not_specialize={unspecialised!r})\ndef kernel_g{self.index}(\n    {signature}\n):\n" + indent(
             "\n".join(body), "    "
         )
+
+    def _rows(self) -> list[str]:
+        """The queries of this program: a tile of rows, the last ones (often the longest) first."""
+        stride = self.group.stride
+        if stride == 1:
+            return [
+                "tile = (n - n_q) // ROWS + tl.num_programs(0) - 1 - tl.program_id(0)  # the last rows first",
+                "first_row = tile * ROWS",
+                "rows = first_row + tl.arange(0, ROWS)",
+            ]
+        return [
+            f"r = tl.program_id(0) % {stride}",
+            f"tile = (n - n_q) // {stride} // ROWS + tl.num_programs(0) // {stride} - 1 - tl.program_id(0) // {stride}",
+            f"rows = {stride} * (tile * ROWS + tl.arange(0, ROWS)) + r",
+        ]
+
+    def _start(self) -> list[str]:
+        """Nothing read yet, or the state that the pass before left: its output with its log-sum-exp as a single key."""
+        if not self.group.chained:
+            return [
+                "top = tl.full([ROWS], float('-inf'), tl.float32)",
+                "total = tl.zeros([ROWS], tl.float32)",
+                "acc = tl.zeros([ROWS, BLOCK_V], tl.float32)",
+            ]
+        return [
+            "top = tl.load(lse_ptr + at, mask=valid_row, other=float('-inf')) * 1.4426950408889634",
+            "total = tl.where(top == float('-inf'), 0.0, 1.0)",
+            "acc = tl.load(prior_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
+        ]
 
     def _atom_setup(self, name: str, atom: Atom) -> list[str]:
         match atom:
@@ -245,15 +283,15 @@ class _Kernel:
 
     def _phase(self, i: int, phase: Phase) -> list[str]:
         match phase:
-            case Walk(full, partial, mask, _, documents):
+            case Walk(full, partial, mask, _, documents, view):
                 setup = [f"# phase {i}: key tiles in closed form"]
                 if documents:
                     setup += self._clip(i, len(documents))
                 lines = setup
                 if full:
-                    lines += self._walk(f"{i}f", full, None, bool(documents))
+                    lines += self._walk(f"{i}f", full, None, view, clipped=bool(documents))
                 if partial:
-                    lines += self._walk(f"{i}p", partial, mask, bool(documents))
+                    lines += self._walk(f"{i}p", partial, mask, view, clipped=bool(documents))
                 return lines
             case Listed(_, _, mask):
                 return [
@@ -276,7 +314,7 @@ class _Kernel:
             ]
         return [*lines, "low = low // COLUMNS", "high = (high + COLUMNS - 1) // COLUMNS"]
 
-    def _walk(self, key: str, loops: tuple[Loop, ...], mask: Scalar | None, clipped: bool) -> list[str]:
+    def _walk(self, key: str, loops: tuple[Loop, ...], mask: Scalar | None, view: View, *, clipped: bool) -> list[str]:
         lines = []
         for j, loop in enumerate(loops):
             lines += [f"start_{key}{j} = {triton(loop.start)}", f"count_{key}{j} = tl.maximum({triton(loop.count)}, 0)"]
@@ -295,7 +333,7 @@ class _Kernel:
             value = f"start_{key}{j} + {loop.step} * ({offset})"
             lines.append(f"    J = {value}" if not before else f"    J = tl.where(t >= {before}, {value}, J)")
             before = f"{before} + count_{key}{j}" if before else f"count_{key}{j}"
-        step = self._step(mask)
+        step = self._step(mask, view)
         guards = [self._guard(key, j, loops) for j in range(len(loops)) if loops[j].guard != TRUE]
         if guards:
             lines += [f"    if {' & '.join(guards)}:", *("        " + line for line in step)]
@@ -308,22 +346,26 @@ class _Kernel:
         begin = " + ".join(["0", *(f"count_{key}{m}" for m in range(j))])
         return f"((t < {begin}) | (t >= {begin} + count_{key}{j}) | ({triton(loops[j].guard, {'x': 'J'})}))"
 
-    def _step(self, mask: Scalar | None) -> list[str]:
+    def _step(self, mask: Scalar | None, view: View = IDENTITY) -> list[str]:
         """One key tile J: scores, mask (None: the tile is full) and the softmax update."""
         bound = mask is not None
-        lines = [
-            "first = (J * COLUMNS).to(tl.int32)",
-            f"key = load_tile(k_base, first, stride_kn, stride_kd, n, COLUMNS, HEAD_DIM, BLOCK_D, {bound})",
+        load, place, keys = "load_tile", "first", "first + tl.arange(0, COLUMNS)"
+        lines = ["first = (J * COLUMNS).to(tl.int32)"]
+        if view != IDENTITY:
+            load, place, keys = "load_rows", "places", "places"
+            lines.append(f"places = {triton(view.key, {'u': '(first + tl.arange(0, COLUMNS))'})}")
+        lines += [
+            f"key = {load}(k_base, {place}, stride_kn, stride_kd, n, COLUMNS, HEAD_DIM, BLOCK_D, {bound})",
             "scores = tl.dot(query, key.T, input_precision='ieee') * scale",
         ]
         if mask is not None:
             lines += [
-                f"k = (first + tl.arange(0, COLUMNS))[None, :]{'.to(tl.int64)' if self._wide else ''}",
+                f"k = ({keys})[None, :]{'.to(tl.int64)' if self._wide else ''}",
                 "safe_k = tl.minimum(k, n - 1)",
                 f"scores = tl.where((k < n) & ({self._mask(mask)}), scores, float('-inf'))",
             ]
         lines += [
-            f"value = load_tile(v_base, first, stride_vn, stride_vd, n, COLUMNS, VALUE_DIM, BLOCK_V, {bound})",
+            f"value = {load}(v_base, {place}, stride_vn, stride_vd, n, COLUMNS, VALUE_DIM, BLOCK_V, {bound})",
             "acc, total, top = fold(acc, total, top, scores, value)",
         ]
         return lines
@@ -401,12 +443,18 @@ class _Kernel:
                     lines.append(f"keys_{i} = chosen[at + {selection}]")
                     arguments += [f"keys_{i}", f"*strides(keys_{i})[:3]", f"keys_{i}.shape[3]"]
         given = "".join(f"{argument}, " for argument in arguments)
+        stride, scratch = self.group.stride, "prior"
+        where = f"((n - 1) // {stride} // ROWS - (n - n_q) // {stride} // ROWS + 1) * {stride}" if stride > 1 else "tiles"
+        if not self.group.last and not self.group.chained:
+            lines.append("prior = torch.empty(batch, heads, n_q, value_dim, dtype=torch.float32, device=q.device)")
+        target = "out" if self.group.last else scratch
+        prior = scratch if self.group.chained else "out"
         for first, run in self.group.runs:
             lines += [
                 f"count = sum({first} <= h % {self.group.period} < {first + run} for h in range(heads))",
                 "if count:",
-                f"    kernel_g{self.index}[(tiles, batch * count)](",
-                f"        q, k, v, out, lse, {given}",
+                f"    kernel_g{self.index}[({where}, batch * count)](",
+                f"        q, k, v, {target}, {prior}, lse, {given}",
                 "        *q.stride(), *k.stride(), *v.stride(), n, n_q, heads, sharing, count, scale,",
                 f"        {first}, {run}, {self.group.period}, *blocks, ROWS, COLUMNS, **options,",
                 "    )",
@@ -422,7 +470,7 @@ def _slots(atom: Draws) -> int:
 
 def _scalars(phase: Phase) -> list[Scalar]:
     match phase:
-        case Walk(full, partial, mask, _, _):
+        case Walk(full=full, partial=partial, mask=mask):
             return [mask, *(e for loop in full + partial for e in (loop.start, loop.count, loop.guard))]
         case Listed(_, _, mask) | Gather(_, _, mask):
             return [mask]

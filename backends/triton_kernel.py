@@ -38,6 +38,23 @@ def load_tile(
 
 
 @triton.jit
+def load_rows(
+    base, places, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
+):
+    """Like `load_tile`, of the rows at ``places`` (SIZE,)."""
+    dims = tl.arange(0, BLOCK)
+    at = base + places.to(tl.int64)[:, None] * stride_n + dims[None, :] * stride_d
+    if BOUND:
+        inside = (places < limit)[:, None]
+        if BLOCK != WIDTH:
+            inside = inside & (dims < WIDTH)[None, :]
+        return tl.load(at, mask=inside, other=0.0)
+    if BLOCK != WIDTH:
+        return tl.load(at, mask=(dims < WIDTH)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
 def fold(acc, total, top, scores, values):
     """One step of the online softmax, in base 2: scores (rows, columns) and values (columns, dims)."""
     peak = tl.maximum(top, tl.max(scores, 1))

@@ -47,6 +47,8 @@ class Backend(Protocol):
     rank: int
     """Preference where several backends can serve a request: the highest wins."""
     differentiable: bool
+    views: bool
+    """Whether it can walk static pieces in other views than rows and keys as they are."""
 
     def unsupported(self, request: Request) -> list[str]:
         """Why this backend cannot serve a request; empty if it can."""

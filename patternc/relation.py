@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import islpy as isl
 
-from patternc.scalar import TRUE, ZERO, Const, Op, Operator, Scalar, Var, bounds, conjunction, evaluate, op, substitute
+from patternc.scalar import TRUE, ZERO, Const, Op, Operator, Scalar, Var, bounds, conjunction, evaluate, op, substitute, text
 
 DEFAULT_BUDGET = 2_000_000
 TILE_BUDGET = 1_000_000
@@ -84,6 +84,42 @@ class Loop:
 
 
 @dataclass(frozen=True)
+class View:
+    """A re-indexing of queries and keys under which spread-out pairs lie close together.
+
+    With a stride s, row t of residue r is query s*t + r, and key u is s*u + (r - offset) mod s: pairs whose distance q - k
+    leaves the remainder ``offset`` meet. Otherwise rows are queries as they are. With a period P, key u is
+    P*(u // width) + first + u % width: ``width`` keys out of every P.
+    """
+
+    stride: int = 1
+    offset: int = 0
+    period: int = 1
+    width: int = 1
+    first: int = 0
+
+    @property
+    def key(self) -> Scalar:
+        """The position of key ``u``, in residue ``r``."""
+        u = Var("u")
+        if self.stride > 1:
+            residue = op("%", op("-", Var("r"), self.offset), self.stride) if self.offset else Var("r")
+            return op("+", op("*", self.stride, u), residue)
+        if self.period > 1:
+            start = op("+", op("*", self.period, op("//", u, self.width)), self.first)
+            return op("+", start, op("%", u, self.width))
+        return u
+
+    def __str__(self) -> str:
+        if self.stride > 1:
+            return f"q = {self.stride}*t + r, k = {text(self.key)}"
+        return f"k = {text(self.key)}"
+
+
+IDENTITY = View()
+
+
+@dataclass(frozen=True)
 class Pair:
     """A query and a key position in a sequence of n: a witness."""
 
@@ -142,6 +178,16 @@ class Relation:
     @_budgeted
     def equals(self, other: Relation) -> bool:
         return bool(self._map.is_equal(other._map))
+
+    @_budgeted
+    def views(self) -> list[tuple[View, Relation]]:
+        """The relation in pieces, each with the view that packs it best; pieces may overlap."""
+        found: dict[View, isl.Map] = {}
+        for basic in self._map.coalesce().compute_divs().get_basic_maps():
+            piece = isl.Map.from_basic_map(basic)
+            view = _view_of(piece)
+            found[view] = found[view] | piece if view in found else piece
+        return [(view, Relation(pairs.coalesce())) for view, pairs in found.items()]
 
     @_budgeted
     def queries(self) -> Relation:
@@ -215,23 +261,25 @@ class Relation:
                     runs.append((start, start + (count - 1) * loop.step, loop.step))
         return sorted(runs)
 
-    def tiles(self, rows: int, columns: int) -> TileSets:
+    def tiles(self, rows: int, columns: int, view: View = IDENTITY) -> TileSets:
         """Which tiles of ``rows`` queries by ``columns`` keys hold some pair, and which hold every pair.
 
         Tile (I, J) covers queries I*rows to I*rows + rows - 1 that exist (q < n) and keys J*columns to
         J*columns + columns - 1; a tile is full only if all of those keys exist and are read by all of those queries.
-        Where the exact sets are over their budget, no tile is called full and some empty ones are called partial.
+        With a view, both count positions in the view (and the loops speak of the residue ``r``); keys that the view does
+        not reach are left out. Where the exact sets are over their budget, no tile is called full and some empty ones are
+        called partial.
         """
         try:
             with budget(TILE_BUDGET):
-                return self._tiles(rows, columns, self._map, exact=True)
+                return self._tiles(rows, columns, view, self._map, exact=True)
         except BudgetExceeded:
             hull = self._map.remove_divs().coalesce()
-            return self._tiles(rows, columns, hull, exact=False)
+            return self._tiles(rows, columns, view, hull, exact=False)
 
     @_budgeted
-    def _tiles(self, rows: int, columns: int, cover: isl.Map, *, exact: bool) -> TileSets:
-        row_tile, column_tile = _tile_rows(rows), _tile_columns(columns)
+    def _tiles(self, rows: int, columns: int, view: View, cover: isl.Map, *, exact: bool) -> TileSets:
+        row_tile, column_tile = _tile_rows(rows, view), _tile_columns(columns, view)
         halo = isl.Map("[n] -> { [q] -> [k] : 0 <= q < n and k >= 0 }")
         active = row_tile.reverse().apply_range(cover).apply_range(column_tile).coalesce()
         if exact:
@@ -239,7 +287,7 @@ class Relation:
             full = (active - broken).coalesce()
         else:
             full = active - active
-        tiles = TileSets(rows, columns, exact, full, (active - full).coalesce())
+        tiles = TileSets(rows, columns, view, exact, full, (active - full).coalesce())
         tiles.full, tiles.partial  # noqa: B018 - the loops count towards this budget
         return tiles
 
@@ -266,6 +314,7 @@ class TileSets:
 
     rows: int
     columns: int
+    view: View
     exact: bool
     _full: isl.Map
     _partial: isl.Map
@@ -282,7 +331,9 @@ class TileSets:
 
     @_budgeted
     def _loops(self, tiles: isl.Map) -> tuple[Loop, ...]:
-        context = isl.Set(f"[n, I] -> {{ : I >= 0 and {self.rows} * I < n }}")
+        stride = self.view.stride
+        residue = f"r >= 0 and r < {stride} and {self.rows * stride} * I + r < n" if stride > 1 else f"{self.rows} * I < n"
+        context = isl.Set(f"[n{', r' if stride > 1 else ''}, I] -> {{ : I >= 0 and {residue} }}")
         return tuple(_loops(_range_over(tiles, "I"), context))
 
 
@@ -305,11 +356,18 @@ def _fitting(expr: Scalar, names: str) -> Scalar:
     return expr
 
 
-def _tile_rows(size: int) -> isl.Map:
+def _tile_rows(size: int, view: View = IDENTITY) -> isl.Map:
+    if view.stride > 1:
+        row = f"q = {view.stride} * t + r and 0 <= r < {view.stride}"
+        return isl.Map(f"[n, r] -> {{ [q] -> [I] : exists t : {row} and I = floor(t/{size}) and 0 <= q < n }}")
     return isl.Map(f"[n] -> {{ [q] -> [I] : I = floor(q/{size}) and 0 <= q < n }}")
 
 
-def _tile_columns(size: int) -> isl.Map:
+def _tile_columns(size: int, view: View = IDENTITY) -> isl.Map:
+    if view != IDENTITY:
+        key = f"k = {_isl_text(view.key)}"
+        parameters = "[n, r]" if view.stride > 1 else "[n]"
+        return isl.Map(f"{parameters} -> {{ [k] -> [J] : exists u : {key} and u >= 0 and J = floor(u/{size}) }}")
     return isl.Map(f"[n] -> {{ [k] -> [J] : J = floor(k/{size}) and k >= 0 }}")
 
 
@@ -434,6 +492,25 @@ def _row_loops(piece: isl.Map, context: isl.Set) -> Iterator[Loop]:
                 raise BudgetExceeded("the keys of a row have no closed form")
             start = op("+", op("*", modulus, loop.start), residue)
             yield Loop(start, loop.count, modulus * loop.step)
+
+
+def _view_of(piece: isl.Map) -> View:
+    """The view in which the pairs of a piece lie closest: by the stride of q - k, or by the period of k."""
+    deltas = piece.deltas()
+    if deltas.is_empty():
+        return IDENTITY
+    info = piece.reverse().deltas().get_stride_info(0)  # of q - k
+    stride, offset = info.get_stride().to_python(), info.get_offset()
+    if stride > 1 and offset.is_cst():
+        return View(stride, offset.get_constant_val().to_python() % stride)
+    keys = piece.range().compute_divs().coalesce()
+    modulus = _key_modulus(isl.Map.from_domain_and_range(keys, keys)) if not keys.is_empty() else 1
+    if not 1 < modulus <= MAX_RESIDUES:
+        return IDENTITY
+    residues = keys.apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
+    first, last = residues.dim_min_val(0).to_python(), residues.dim_max_val(0).to_python()
+    width = last - first + 1
+    return View(period=modulus, width=width, first=first) if 2 * width <= modulus else IDENTITY
 
 
 def _key_modulus(piece: isl.Map) -> int:

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from patternc.diagnostics import PatternError
 from patternc.lower.normalise import AtomTable, Part, disjoint_parts, without
 from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Plan, Selection, Tile, Walk
+from patternc.lower.views import split
 from patternc.pattern import Pattern
-from patternc.relation import BudgetExceeded
+from patternc.relation import BudgetExceeded, Relation, View
 from patternc.scalar import TRUE
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
 
-def lower(pattern: Pattern, tile: Tile, layer: int | None = None) -> Plan:
+def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool = False) -> Plan:
     """The plan of one layer of a pattern for a tile shape.
 
     Raises:
@@ -23,10 +24,10 @@ def lower(pattern: Pattern, tile: Tile, layer: int | None = None) -> Plan:
     for head in range(pattern.heads):
         groups.setdefault(pattern.meaning(head=head, layer=layer), []).append(head)
     try:
-        plans = tuple(_head_plan(meaning, tuple(heads), pattern.heads, tile) for meaning, heads in groups.items())
+        plans = [p for m, heads in groups.items() for p in _passes(m, tuple(heads), pattern.heads, tile, views=views)]
     except BudgetExceeded as error:
         raise PatternError("too-complex", f"this pattern cannot be lowered: {error}", pattern.expression.span) from None
-    return Plan(str(pattern), tile, _inputs(pattern, groups), plans)
+    return Plan(str(pattern), tile, _inputs(pattern, groups), tuple(plans))
 
 
 def _inputs(pattern: Pattern, groups: Iterable[Meaning]) -> tuple[tuple[str, Layout | Document | TopK], ...]:
@@ -48,13 +49,36 @@ def _plain(use: Layout | Document | TopK) -> Layout | Document | TopK:
     return use
 
 
-def _head_plan(meaning: Meaning, heads: tuple[int, ...], period: int, tile: Tile) -> HeadPlan:
+def _passes(meaning: Meaning, heads: tuple[int, ...], period: int, tile: Tile, *, views: bool) -> list[HeadPlan]:
+    """One pass over the rows as they are, and one for each stride by which some static piece is packed."""
     atoms = AtomTable()
-    phases: list[Phase] = []
     selections: list[Selection] = []
+    by_stride: dict[int, list[Phase]] = {}
     for part in disjoint_parts(meaning, atoms):
-        phases.append(_phase(part, tile, atoms, selections))
-    return HeadPlan(heads, period, atoms.items, tuple(selections), tuple(phases))
+        if views and not part.filters and not part.choices:
+            for view, piece in split(part.relation, tile):
+                by_stride.setdefault(view.stride, []).append(_viewed(view, piece, tile))
+        else:
+            by_stride.setdefault(1, []).append(_phase(part, tile, atoms, selections))
+    passes = sorted(by_stride.items()) or [(1, [])]
+    return [
+        HeadPlan(
+            heads,
+            period,
+            atoms.items if stride == 1 else (),
+            tuple(selections) if stride == 1 else (),
+            tuple(phases),
+            stride,
+            chained=i > 0,
+            last=i == len(passes) - 1,
+        )
+        for i, (stride, phases) in enumerate(passes)
+    ]
+
+
+def _viewed(view: View, piece: Relation, tile: Tile) -> Walk:
+    tiles = piece.tiles(tile.rows, tile.columns, view)
+    return Walk(tiles.full, tiles.partial, piece.predicate, tiles.exact, view=view)
 
 
 def _phase(part: Part, tile: Tile, atoms: AtomTable, selections: list[Selection]) -> Phase:

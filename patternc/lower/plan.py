@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from patternc.relation import Loop
+from patternc.relation import IDENTITY, Loop, View
 from patternc.scalar import TRUE, Scalar, text
 from patternc.terms import Document, Layout, Random, TopK
 
@@ -41,7 +41,7 @@ Atoms: TypeAlias = tuple[tuple[str, Atom], ...]
 class Walk:
     """Key tiles in closed form: those of ``full`` without a mask, those of ``partial`` with it.
 
-    ``documents`` names the runtime inputs whose documents bound the loops.
+    ``documents`` names the runtime inputs whose documents bound the loops. Tiles count positions in the ``view``.
     """
 
     full: tuple[Loop, ...]
@@ -49,13 +49,15 @@ class Walk:
     mask: Scalar
     exact: bool = True
     documents: tuple[str, ...] = ()
+    view: View = IDENTITY
 
     def __str__(self) -> str:
         lines = [f"full     {_loops(self.full)}"] if self.full else []
         lines += [f"partial  {_loops(self.partial)}  where {text(self.mask)}"] if self.partial else []
         lines += [f"within the documents of {', '.join(self.documents)}"] if self.documents else []
         lines += [] if self.exact else ["(tiles over-approximated: the exact set was over its budget)"]
-        return "walk key tiles J of row tile I\n" + "\n".join(f"  {line}" for line in lines)
+        view = "" if self.view == IDENTITY else f" in the view {self.view}"
+        return f"walk key tiles J of row tile I{view}\n" + "\n".join(f"  {line}" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The plan of the heads ``h`` with ``h % period`` in ``heads``: one softmax over all phases, in order."""
+    """One pass over the heads ``h`` with ``h % period`` in ``heads``: one softmax over its phases, in order.
+
+    With a stride s, its rows are the queries of one residue modulo s at a time. A ``chained`` pass continues from the
+    output and log-sum-exp of the pass before; the ``last`` one writes the result.
+    """
 
     heads: tuple[int, ...]
     period: int
     atoms: Atoms
     selections: tuple[Selection, ...]
     phases: tuple[Phase, ...]
+    stride: int = 1
+    chained: bool = False
+    last: bool = True
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:

@@ -22,8 +22,9 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
 
     The choice does not depend on the length, so that one kernel serves every n.
     """
-    candidates = backend_named(backend).tiles(replace(request, length=0))
-    plans = {lower(pattern, unit.tile, layer): unit for unit in candidates}
+    chosen = backend_named(backend)
+    candidates = chosen.tiles(replace(request, length=0))
+    plans = {lower(pattern, unit.tile, layer, views=chosen.views): unit for unit in candidates}
     return min(plans, key=lambda plan: work(plan).cost(plans[plan])) if len(plans) > 1 else next(iter(plans))
 
 

@@ -64,7 +64,7 @@ def compile_kernel(module, kernel, head_dim, element, target):
             signature[name] = f"*{element}"
         elif name == "scale":
             signature[name] = "fp32"
-        elif name == "lse_ptr":
+        elif name in ("lse_ptr", "prior_ptr"):
             signature[name] = "*fp32"
         elif re.fullmatch(r"a\d+_ptr", name):
             signature[name] = "*u8" if f"{name[:-4]}_r" in kernel.arg_names else "*i32"
