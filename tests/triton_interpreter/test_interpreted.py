@@ -67,6 +67,24 @@ def test_lengths(text, n_q, n):
     check(text, n=n, n_q=n_q)
 
 
+@pytest.mark.parametrize(("n_q", "n"), [(1, 1), (5, 5), (1, 100), (60, 200), (131, 131)], ids=str)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "causal & stride(8)",
+        "causal & (window(7) | stride(9))",
+        "where((q - k) % 7 == 3)",
+        "causal & window(20, dilation=3)",
+        "causal & (chunk(32) | summary(32, 4))",
+        "stride(6) | stride(10) | causal & random(2)",
+        "stride(5) & rows([3..40]) | window(2)",
+    ],
+)
+def test_views(text, n_q, n):
+    """Passes over residues, chained after one another, and compacted columns."""
+    check(text, n=n, n_q=n_q, heads=2)
+
+
 @pytest.mark.parametrize(("head_dim", "value_dim"), [(16, 16), (64, 24), (96, 96), (20, 40), (8, 130)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_head_dims(head_dim, value_dim, dtype):
