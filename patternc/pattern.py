@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, reduce
-from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from patternc.diagnostics import PatternError, suggest
 from patternc.language.elaborate import meaning
 from patternc.language.parser import parse_program
 from patternc.language.printer import show
-from patternc.language.resolve import named_patterns, period, preset_definitions, resolve, select, variants
+from patternc.language.resolve import joint_variants, named_patterns, period, preset_definitions, resolve, select, variants
 from patternc.language.syntax import Expression
 from patternc.relation import ELABORATION_BUDGET, ROW_BUDGET, BudgetExceeded, Pair, Relation, budget, nothing
 from patternc.terms import Condition, Meaning, Term
@@ -143,7 +141,8 @@ class Pattern:
         """Whether every pair of this pattern is in ``other``, for every n, head and layer; a witness pair where not."""
         other = parse(other) if isinstance(other, str) else other
         unknown: Inclusion | None = None
-        for a, b in _aligned(self, other):
+        for _, _, one, its in joint_variants(self.expression, other.expression):
+            a, b = _meaning(one), _meaning(its)
             answer = _included(a, b)
             if answer.holds is False:
                 return answer
@@ -174,18 +173,6 @@ class Pattern:
         from patternc.analysis.self_loops import prove_self_loops
 
         return prove_self_loops(self)
-
-
-def _aligned(a: Pattern, b: Pattern) -> Iterator[tuple[Meaning, Meaning]]:
-    heads, layers = lcm(a.heads, b.heads), lcm(a.layers, b.layers)
-    seen = set()
-    for layer in range(layers):
-        for head in range(heads):
-            chosen = {"layers": layer, "heads": head}
-            pair = (select(a.expression, chosen), select(b.expression, chosen))
-            if pair not in seen:
-                seen.add(pair)
-                yield _meaning(pair[0]), _meaning(pair[1])
 
 
 def _included(a: Meaning, b: Meaning) -> Inclusion:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import lcm
 from typing import TypeAlias
 
 from patternc.analysis.held import clash, exceeding, few_atoms, realisable
 from patternc.analysis.search import Mask, first, search
 from patternc.analysis.verdict import Verdict, contradictory, proved, refuted, unknown, worst
-from patternc.diagnostics import PatternError
-from patternc.language.resolve import MAX_PERIOD, select
+from patternc.language.resolve import joint_variants
 from patternc.pattern import Pattern, parse
 from patternc.relation import BudgetExceeded, Pair
 from patternc.terms import Random
@@ -55,20 +53,10 @@ def _compare(a: Pattern, b: Pattern, claim: str, decide: Callable[[Pattern, Patt
 
 def _aligned(a: Pattern, b: Pattern) -> Iterator[tuple[Aligned, str]]:
     """Every distinct pair of patterns that one layer and head of both use, with the first such layer and head in words."""
-    layers, heads = lcm(a.layers, b.layers), lcm(a.heads, b.heads)
-    if layers * heads > MAX_PERIOD**2:
-        message = f"the layers and heads of these patterns meet in {layers * heads:,} ways"
-        raise PatternError("too-many-repeats", message, None, "compare them layer by layer, with pattern.layer(i)")
-    seen = set()
-    for layer in range(layers):
-        for head in range(heads):
-            chosen = {"layers": layer, "heads": head}
-            pair = (select(a.expression, chosen), select(b.expression, chosen))
-            if pair not in seen:
-                seen.add(pair)
-                where = (("layer", layer, layers), ("head", head, heads))
-                places = [f"{word} {index}" for word, index, many in where if many > 1]
-                yield (Pattern(pair[0]), Pattern(pair[1]), head), ", ".join(places)
+    places = (("layer", a.layers * b.layers), ("head", a.heads * b.heads))
+    for layer, head, one, other in joint_variants(a.expression, b.expression):
+        where = [f"{word} {index}" for (word, many), index in zip(places, (layer, head), strict=True) if many > 1]
+        yield (Pattern(one), Pattern(other), head), ", ".join(where)
 
 
 def _within(a: Pattern, b: Pattern, head: int, claim: str, words: str) -> Verdict:

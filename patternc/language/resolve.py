@@ -287,6 +287,13 @@ def variants(node: Expression) -> list[tuple[int, int, Expression]]:
     return [(layer, head, one) for one, (layer, head) in found.items()]
 
 
+def joint_variants(a: Expression, b: Expression) -> list[tuple[int, int, Expression, Expression]]:
+    """Every distinct pair of patterns that one layer and head of both use, with such a layer and head."""
+    joined = Chain((a, b), ("|",), a.span)
+    pairs = ((layer, head, one.operands) for layer, head, one in variants(joined) if isinstance(one, Chain))
+    return [(layer, head, operands[0], operands[1]) for layer, head, operands in pairs]
+
+
 def _turns(node: Expression, mixture: str) -> list[int]:
     """For each combination of items that the mixtures of one kind take together, the first index that takes it."""
     size = period(node, mixture)
