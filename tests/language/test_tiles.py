@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from patternc import PatternError, parse
-from patternc.relation import Loop, Relation
+from patternc.relation import IDENTITY, Loop, Relation
 from patternc.scalar import evaluate
 from patternc.testing import oracle_mask, patterns
 
@@ -83,7 +83,7 @@ def test_causal_tiles_are_a_triangle() -> None:
 def test_over_budget_is_inexact_and_safe() -> None:
     text = " | ".join(f"window(9, dilation={d})" for d in (3, 5, 7, 11, 13, 17))
     relation = parse(text).meaning().static
-    tiles = relation._tiles(16, 16, relation._map.remove_divs(), exact=False)
+    tiles = relation._tiles(16, 16, IDENTITY, relation._map.remove_divs(), exact=False)
     assert not tiles.exact
     assert walk(tiles.full, 1, 100) == []
     mask = parse(text).mask(100)
