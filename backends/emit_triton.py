@@ -67,7 +67,8 @@ class TritonBackend:
                     f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\n"
                     "import torch\nimport triton\nimport triton.language as tl\n\n"
                     f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n"
-                    f"MASK_SIZE = {_mask_size(plan)}  # long masks compete with the accumulator for registers\n{inputs(plan)}",
+                    f"MASK_SIZE = {_mask_size(plan)}  # long masks compete with the accumulator for registers\n"
+                    f"COMPACTED = {_compacted(plan)}  # whether some key addresses are computed one by one\n{inputs(plan)}",
                     verbatim("patternc.runtime", "support.py"),
                     *sampler(plan),
                     *(_device_sampler(part) for part in sampler(plan)),
@@ -480,6 +481,11 @@ def _mask_size(plan: Plan) -> int:
     """Operators and operands of the longest mask of a key tile; a table look-up or a draw counts as 30."""
     tiles = [phase for group in plan.heads for phase in group.phases if not isinstance(phase, Gather)]
     return max((size(phase.mask) + 30 * isinstance(phase, Listed) for phase in tiles), default=0)
+
+
+def _compacted(plan: Plan) -> bool:
+    walks = (phase for group in plan.heads for phase in group.phases if isinstance(phase, Walk))
+    return any(walk.view.period > 1 for walk in walks)
 
 
 def _forward(kernels: list[_Kernel]) -> str:

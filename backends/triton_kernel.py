@@ -112,8 +112,9 @@ def launch_options(wide, itemsize, generation):
     ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
     """
     heavy = MASK_SIZE > (24 if generation >= 9 or wide <= 64 else 16) and generation > 0
-    roomy = ROWS * wide * itemsize <= 16384 and not heavy
-    return {"num_warps": 4 if roomy else 8, "num_stages": 2 if generation == 0 or wide * itemsize > 256 else 3}
+    roomy = ROWS <= 64 and ROWS * wide * itemsize <= 16384 and not heavy
+    shallow = COMPACTED or generation == 0 or wide * itemsize > 256
+    return {"num_warps": 4 if roomy else 8, "num_stages": 2 if shallow else 3}
 
 
 def generation_of(device):

@@ -154,10 +154,10 @@ def warm() -> None:
 def test_explosions_end_soon(name: str) -> None:
     code, text = EXPLOSIONS[name]
     source = text()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(PatternError) as caught:
         parse(source)
-    assert time.perf_counter() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert caught.value.code == code
     assert len(str(caught.value)) < 1_000
 
@@ -179,9 +179,9 @@ FINE: dict[str, Callable[[], str]] = {
 @pytest.mark.parametrize("name", FINE)
 def test_large_but_fine(name: str) -> None:
     source = FINE[name]()
-    started = time.perf_counter()
+    started = time.process_time()
     pattern = parse(source)
-    assert time.perf_counter() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     assert pattern.expression is not None
     assert len(pattern._distinct) <= MAX_VARIANTS
 

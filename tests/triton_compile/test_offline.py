@@ -31,8 +31,8 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, "gfx942": 64 * 1024}
 TARGETS = {80: GPUTarget("cuda", 80, 32), 90: GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 EVERY = sorted(pc.presets())
 STACK_OF_FLOAT32 = 64  # bytes that float32 kernels, which multiply without the matrix unit, may keep on the stack
-SERIALISED = ["flagship", "gemma3", "nsa_selected", "sparse_strided", "streaming_llm"]
-SERIALISED_64 = ["flagship", "sparse_strided"]
+SERIALISED = ["gemma3", "nsa_selected", "sparse_fixed", "sparse_fixed_heads", "sparse_strided_layers", "streaming_llm"]
+SERIALISED_64: list[str] = []
 SOME = ["bigbird", "flagship", "flash_causal", "longformer", "mistral", "sparse_strided"]
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
