@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from patternc.backend import Request
 from patternc.lower.cost import TileCost
-from patternc.lower.normalise import AtomTable
+from patternc.lower.normalise import AtomTable, allowed_by
 from patternc.lower.plan import HeadPlan, Plan, Tile
 from patternc.pattern import parse
 from patternc.scalar import Scalar, Var, conjunction, disjunction
-from patternc.terms import Condition, Meaning, Random, Term, TopK
+from patternc.terms import Meaning, Random, Term, TopK
 
 from .assemble import SAMPLER, PythonNames, header, inputs, verbatim
 
@@ -74,14 +74,10 @@ def _group(index: int, group: HeadPlan, meaning: Meaning) -> list[str]:
 def _term(i: int, index: int, term: Term, atoms: AtomTable) -> tuple[Scalar, list[str]]:
     """What a term's choices may pick (all of it, without choices), and the lines that add the term to the mask."""
     draws = [Var(atoms.draws(c, term)) for c in term.choices if isinstance(c, Random)]
-    allowed = conjunction([disjunction(_condition(c, atoms) for c in term.conditions), *draws])
+    allowed = conjunction([disjunction(allowed_by(c, atoms) for c in term.conditions), *draws])
     scored = [c for c in term.choices if isinstance(c, TopK)]
     picks = "".join(f" & best(s, {c.name!r}, {c.k}, {c.block}, may)" for c in scored)
     return allowed, [f"    may = allowed_{i}_g{index}(s, q, k).expand(shape)  # {term}", f"    held = held | may{picks}"]
-
-
-def _condition(condition: Condition, atoms: AtomTable) -> Scalar:
-    return conjunction([condition.relation.predicate, *(atoms.filter(f) for f in condition.filters)])
 
 
 BACKEND = ReferenceBackend()

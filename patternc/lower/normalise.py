@@ -74,7 +74,7 @@ def disjoint_parts(meaning: Meaning, atoms: AtomTable) -> list[Part]:
         draws = tuple(atoms.draws(c, term) for c in randoms)
         own = [Var(name) for name in draws]
         filters = tuple(f for c in term.conditions for f in c.filters)
-        allowed = disjunction(_allowed(c, atoms) for c in term.conditions)
+        allowed = disjunction(allowed_by(c, atoms) for c in term.conditions)
         if len(randoms) < len(term.choices):
             known = disjunction([static.predicate, *held])
             parts.append(Part(rest, conjunction([allowed, *own]), filters, term.choices, draws, known))
@@ -86,7 +86,8 @@ def disjoint_parts(meaning: Meaning, atoms: AtomTable) -> list[Part]:
     return parts
 
 
-def _allowed(condition: Condition, atoms: AtomTable) -> Scalar:
+def allowed_by(condition: Condition, atoms: AtomTable) -> Scalar:
+    """The pairs of a condition: its relation, and every filter."""
     return conjunction([condition.relation.predicate, *(atoms.filter(f) for f in condition.filters)])
 
 
