@@ -23,12 +23,16 @@ class ReferenceBackend:
     rank = 0
     differentiable = True
     views = False
+    splits = False
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
         if request.length > MAX_LENGTH:
             reasons.append(f"{request.length} keys are over {MAX_LENGTH}: its mask is dense")
         return reasons
+
+    def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
         return (TileCost(Tile(128, 128), 1, 1, 1),)

@@ -20,9 +20,13 @@ class TorchBackend:
     rank = 10
     differentiable = True
     views = False
+    splits = False
 
     def unsupported(self, request: Request) -> list[str]:
         return [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
+
+    def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
         return (TileCost(Tile(128, 128), 1, 1, 1),)

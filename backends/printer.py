@@ -78,10 +78,13 @@ def _bare(text: str) -> str:
 
 
 class Ranges(Mapping[str, tuple[int, int]]):
-    """Every variable is a position, a tile index or a length: 0 to the position limit."""
+    """Every variable is a position, a tile index or a length: 0 to the position limit. Tiles hold ``tile`` rows or more."""
+
+    def __init__(self, tile: int = 1):
+        self._tile = tile
 
     def __getitem__(self, name: str) -> tuple[int, int]:
-        return 0, POSITION_LIMIT
+        return 0, POSITION_LIMIT // self._tile if name in ("I", "J", "x") else POSITION_LIMIT
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(())
@@ -90,7 +93,7 @@ class Ranges(Mapping[str, tuple[int, int]]):
         return 0
 
 
-def is_wide(*exprs: Scalar) -> bool:
-    """Whether some intermediate value may not fit 32 bits."""
-    spans = [bounds(expr, Ranges()) for expr in exprs]
+def is_wide(*exprs: Scalar, tile: int = 1) -> bool:
+    """Whether some intermediate value may not fit 32 bits, with tiles of that many rows or more."""
+    spans = [bounds(expr, Ranges(tile)) for expr in exprs]
     return any(low < -(2**31) or high >= 2**31 for low, high in spans)

@@ -20,15 +20,13 @@ def mod(a, d: tl.constexpr):
 
 
 @triton.jit
-def load_tile(
-    base, first, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
-):
-    """Rows first to first + SIZE of (n, WIDTH) values as (SIZE, BLOCK); with BOUND, rows at or over ``limit`` are zero."""
-    rows = tl.arange(0, SIZE)
+def load_at(at, places, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr):
+    """Values (rows, BLOCK) at addresses; with BOUND, rows whose place is not under ``limit`` (or, with 2, under 0) are zero."""
     dims = tl.arange(0, BLOCK)
-    at = base + first.to(tl.int64) * stride_n + rows[:, None] * stride_n + dims[None, :] * stride_d
     if BOUND:
-        inside = (first + rows < limit)[:, None]
+        inside = (places < limit)[:, None]
+        if BOUND == 2:
+            inside = inside & (places >= 0)[:, None]
         if BLOCK != WIDTH:
             inside = inside & (dims < WIDTH)[None, :]
         return tl.load(at, mask=inside, other=0.0)
@@ -38,20 +36,22 @@ def load_tile(
 
 
 @triton.jit
+def load_tile(
+    base, first, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
+):
+    """Rows first to first + SIZE of (n, WIDTH) values as (SIZE, BLOCK)."""
+    rows = tl.arange(0, SIZE)
+    at = base + first.to(tl.int64) * stride_n + rows[:, None] * stride_n + tl.arange(0, BLOCK)[None, :] * stride_d
+    return load_at(at, first + rows, limit, WIDTH, BLOCK, BOUND)
+
+
+@triton.jit
 def load_rows(
     base, places, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
 ):
     """Like `load_tile`, of the rows at ``places`` (SIZE,)."""
-    dims = tl.arange(0, BLOCK)
-    at = base + places.to(tl.int64)[:, None] * stride_n + dims[None, :] * stride_d
-    if BOUND:
-        inside = (places < limit)[:, None]
-        if BLOCK != WIDTH:
-            inside = inside & (dims < WIDTH)[None, :]
-        return tl.load(at, mask=inside, other=0.0)
-    if BLOCK != WIDTH:
-        return tl.load(at, mask=(dims < WIDTH)[None, :], other=0.0)
-    return tl.load(at)
+    at = base + places.to(tl.int64)[:, None] * stride_n + tl.arange(0, BLOCK)[None, :] * stride_d
+    return load_at(at, places, limit, WIDTH, BLOCK, BOUND)
 
 
 @triton.jit
@@ -77,6 +77,67 @@ def fold_one(acc, total, top, scores, values):
 
 
 @triton.jit
+def join(acc, total, top, other, lse):
+    """The softmax state with another output (rows, dims) and its log-sum-exp in base 2 (rows,), -inf for none."""
+    peak = tl.maximum(top, lse)
+    safe = tl.where(peak == float("-inf"), 0.0, peak)
+    decay, gain = tl.exp2(top - safe), tl.exp2(lse - safe)
+    return acc * decay[:, None] + other * gain[:, None], total * decay + gain, peak
+
+
+@triton.jit
+def fold_query(acc, scores, norm, delta, grad, key, value):
+    """One step of the gradient of q: scores (rows, columns) in base 2, norm and delta (rows,)."""
+    p = tl.exp2(scores - norm[:, None])
+    slope = p * (tl.dot(grad, value.T, input_precision="ieee") - delta[:, None])
+    return tl.dot(slope.to(key.dtype), key, acc, input_precision="ieee")
+
+
+@triton.jit
+def fold_query_one(acc, scores, norm, delta, grad, key, value):
+    """One step with one key a row: scores (rows,), key and value (rows, dims)."""
+    slope = tl.exp2(scores - norm) * (tl.sum(grad.to(tl.float32) * value.to(tl.float32), 1) - delta)
+    return acc + slope[:, None] * key.to(tl.float32)
+
+
+@triton.jit
+def fold_key(dk, dv, scores, norm, delta, query, grad, value):
+    """One step of the gradients of k and v: scores (keys, queries) in base 2, norm and delta (queries,)."""
+    p = tl.exp2(scores - norm[None, :])
+    dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision="ieee")
+    slope = p * (tl.dot(value, grad.T, input_precision="ieee") - delta[None, :])
+    return tl.dot(slope.to(query.dtype), query, dk, input_precision="ieee"), dv
+
+
+@triton.jit
+def fold_key_one(dk, dv, scores, norm, delta, query, grad, value):
+    """One step with one query a key: scores, norm and delta (keys,), query and grad (keys, dims)."""
+    p = tl.exp2(scores - norm)
+    slope = p * (tl.sum(grad.to(tl.float32) * value.to(tl.float32), 1) - delta)
+    return dk + slope[:, None] * query.to(tl.float32), dv + p[:, None] * grad.to(tl.float32)
+
+
+@triton.jit
+def merge_kernel(out_ptr, lse_ptr, rows, splits, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Outputs (splits, rows, WIDTH) with their log-sum-exp (splits, rows), merged into the first."""
+    row = tl.program_id(0).to(tl.int64)
+    dims = tl.arange(0, BLOCK)
+    top = tl.full([1], float("-inf"), tl.float32)
+    total = tl.zeros([1], tl.float32)
+    acc = tl.zeros([1, BLOCK], tl.float32)
+    for i in range(0, splits):
+        at = i * rows + row
+        other = tl.load(out_ptr + at * WIDTH + dims, mask=dims < WIDTH, other=0.0)[None, :]
+        lse = tl.load(lse_ptr + at + tl.zeros([1], tl.int32)) * 1.4426950408889634
+        acc, total, top = join(acc, total, top, other, lse)
+    empty = total == 0.0
+    out = acc / tl.where(empty, 1.0, total)[:, None]
+    tl.store(out_ptr + row * WIDTH + dims[None, :], out, mask=(dims < WIDTH)[None, :])
+    lse = tl.where(empty, float("-inf"), (top + tl.log2(total)) * 0.6931471805599453)
+    tl.store(lse_ptr + row + tl.zeros([1], tl.int32), lse)
+
+
+@triton.jit
 def column(keys, i, SLOTS: tl.constexpr):
     """Column i of (rows, SLOTS) keys."""
     return tl.max(tl.where(tl.arange(0, SLOTS)[None, :] == i, keys, -1), 1)
@@ -88,6 +149,15 @@ def member(keys, blocks, DRAWS: tl.constexpr, SLOTS: tl.constexpr):
     found = column(keys, 0, SLOTS)[:, None] == blocks
     for i in range(1, DRAWS):
         found = found | (column(keys, i, SLOTS)[:, None] == blocks)
+    return found
+
+
+@triton.jit
+def member_of_table(base, rows, blocks, DRAWS: tl.constexpr):
+    """Whether each key block is among the draws of its query block, from a table (query blocks, DRAWS)."""
+    found = tl.load(base + rows * DRAWS) == blocks
+    for i in range(1, DRAWS):
+        found = found | (tl.load(base + rows * DRAWS + i) == blocks)
     return found
 
 
@@ -106,15 +176,39 @@ def drawn_ranks(count, head, row, SEED: tl.constexpr, DRAWS: tl.constexpr, SLOTS
     return tl.where(slots < DRAWS, picked, -1)
 
 
-def launch_options(wide, itemsize, generation):
+def launch_options(rows, wide, itemsize, generation):
     """Warps and pipeline stages that keep accumulators in registers and tiles in shared memory.
 
     ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
     """
     heavy = MASK_SIZE > (24 if generation >= 9 or wide <= 64 else 16) and generation > 0
-    roomy = ROWS <= 64 and ROWS * wide * itemsize <= 16384 and not heavy
+    roomy = rows <= 64 and rows * wide * itemsize <= 16384 and not heavy
     shallow = COMPACTED or generation == 0 or wide * itemsize > 256
     return {"num_warps": 4 if roomy else 8, "num_stages": 2 if shallow else 3}
+
+
+def gradient_options(rows, wide, itemsize, generation):
+    """The same for gradients, which keep one or two accumulators and two products of a tile."""
+    small = rows <= 64 and rows * wide * itemsize <= 16384 and generation != 8
+    return {"num_warps": 4 if small else 8, "num_stages": 1 if generation == 0 or wide * itemsize > 256 else 2}
+
+
+def splits_of(programs, tiles):
+    """How many programs split the work on each of some long rows: enough to fill a GPU, with two tiles each or more."""
+    return max(1, min(1056 // max(1, programs), tiles // 2))
+
+
+def merged(out, lse):
+    """Partial outputs (splits, ..., rows, d_v) and log-sum-exps (splits, ..., rows) as one of each."""
+    splits, rows = lse.shape[0], lse[0].numel()
+    if splits > 1 and rows:
+        merge_kernel[(rows,)](out, lse, rows, splits, out.shape[-1], triton.next_power_of_2(out.shape[-1]), num_warps=1)
+    return out[0], lse[0]
+
+
+def summed(parts):
+    """Partial sums (splits, ...) as one."""
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
 def generation_of(device):
@@ -141,7 +235,7 @@ def strides(t):
 
 
 def listed_by_table(table, active, first, tiles, rows, columns, block, n):
-    """The key tiles that a block table may hold for each row tile, ascending: lists and counts, int32."""
+    """The column tiles that a block table may hold for each row tile, ascending, as `_lists`."""
     width = -(-n // columns)
     device = table.device
     total = torch.nn.functional.pad(table.to(torch.int32).cumsum(-1).cumsum(-2), (1, 0, 1, 0))
@@ -158,8 +252,8 @@ def listed_by_table(table, active, first, tiles, rows, columns, block, n):
     return _lists(torch.where(some, torch.arange(width, device=device, dtype=torch.int32), width), width)
 
 
-def listed_by_draws(scope, keys, first, tiles, rows, columns, block):
-    """The key tiles that hold the drawn key blocks of each row tile, ascending: lists (1, h, tiles, width) and counts."""
+def tiles_of_draws(scope, keys, first, tiles, rows, columns, block):
+    """The key tiles that hold the drawn key blocks of each row tile: (1, h, tiles, width), n for none."""
     n, device = scope.n, scope.head.device
     start = torch.arange(first, first + tiles, device=device)[:, None] * rows
     spread = 1 if block % rows == 0 else (rows - 1) // block + 2
@@ -170,25 +264,66 @@ def listed_by_draws(scope, keys, first, tiles, rows, columns, block):
     across = 1 if columns % block == 0 else block // columns if block % columns == 0 else (block - 1) // columns + 2
     tile = (drawn * block // columns)[..., None] + torch.arange(across, device=device)
     valid = (drawn >= 0)[..., None] & (tile * columns < ((drawn + 1) * block).clamp(max=n)[..., None])
-    return _lists(torch.where(valid, tile, n).flatten(2)[None].to(torch.int32), n)
+    return torch.where(valid, tile, n).flatten(2)[None].to(torch.int32)
+
+
+def listed_by_draws(scope, keys, first, tiles, rows, columns, block):
+    """The key tiles that hold the drawn key blocks of each row tile, ascending, as `_lists`."""
+    return _lists(tiles_of_draws(scope, keys, first, tiles, rows, columns, block), scope.n)
 
 
 def _lists(tiles, nothing):
-    """Sorted, without repeats, ``nothing`` entries last; and how many entries each list has."""
+    """Sorted, without repeats, ``nothing`` entries last: the lists, and where each begins (int64) and how many it has."""
     tiles = tiles.sort(-1).values
     again = torch.zeros_like(tiles, dtype=torch.bool)
     again[..., 1:] = tiles[..., 1:] == tiles[..., :-1]
-    tiles = tiles.masked_fill(again, nothing).sort(-1).values
-    return tiles.contiguous(), (tiles < nothing).sum(-1, dtype=torch.int32)
+    tiles = tiles.masked_fill(again, nothing).sort(-1).values.contiguous()
+    count = (tiles < nothing).sum(-1, dtype=torch.int32)
+    begin = torch.arange(count.numel(), device=tiles.device).view(count.shape) * tiles.shape[-1]
+    return tiles, begin, count
+
+
+def turned(values, number):
+    """For each value 0 to number - 1, the rows (ascending) that hold it in (b, h, rows, slots): as `_lists`."""
+    b, h, _, slots = values.shape
+    flat = torch.where((values < 0) | (values >= number), number, values).flatten(2)
+    flat, order = flat.sort(dim=-1, stable=True)
+    each = torch.arange(number, device=values.device, dtype=flat.dtype).expand(b, h, number).contiguous()
+    begin = torch.searchsorted(flat, each)
+    count = (torch.searchsorted(flat, each, right=True) - begin).to(torch.int32)
+    offset = torch.arange(b * h, device=values.device).view(b, h, 1) * flat.shape[-1]
+    return (order // max(1, slots)).to(torch.int32), begin + offset, count
+
+
+def distinct(lists):
+    """Each row's values once: (b, h, rows, slots), repeats replaced by -1."""
+    lists = lists.sort(-1).values
+    again = torch.zeros_like(lists, dtype=torch.bool)
+    again[..., 1:] = lists[..., 1:] == lists[..., :-1]
+    return lists.masked_fill(again, -1)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, inputs, chosen, scale):
+        out, lse = forward(q, k, v, inputs, chosen, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rest = inputs, chosen, scale
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out, grad_lse):
+        q, k, v, out, lse = ctx.saved_tensors
+        inputs, chosen, scale = ctx.rest
+        return *backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse), None, None, None
 
 
 def attention(q, k, v, *, scale=None, return_lse=False, **inputs):
-    """Sparse attention of q (b, h, n_q, d), k (b, h_kv, n, d), v (b, h_kv, n, d_v): out (b, h, n_q, d_v), and lse if asked.
-
-    This file holds the forward pass only.
-    """
+    """Sparse attention of q (b, h, n_q, d), k (b, h_kv, n, d), v (b, h_kv, n, d_v): out (b, h, n_q, d_v), and lse if asked."""
     check_call(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     with torch.no_grad():
-        out, lse = forward(q, k, v, dict(inputs), selections(q, k, inputs), scale)
+        chosen = selections(q, k, inputs)
+    out, lse = _Attention.apply(q, k, v, inputs, chosen, scale)
     return (out, lse) if return_lse else out

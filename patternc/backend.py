@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from patternc.lower.cost import TileCost
-    from patternc.lower.plan import Plan
+    from patternc.lower.plan import Plan, Tile
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Backend(Protocol):
     differentiable: bool
     views: bool
     """Whether it can walk static pieces in other views than rows and keys as they are."""
+    splits: bool
+    """Whether it can split the work on some long rows among programs."""
 
     def unsupported(self, request: Request) -> list[str]:
         """Why this backend cannot serve a request; empty if it can."""
@@ -56,6 +58,10 @@ class Backend(Protocol):
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
         """The tile shapes to choose from for a request, with what they cost."""
+        ...
+
+    def key_tile(self, request: Request) -> Tile | None:
+        """Keys and queries of a tile of the gradients of keys and values, where they need walks of their own."""
         ...
 
     def emit(self, plan: Plan) -> str:

@@ -23,6 +23,7 @@ ELABORATION_BUDGET = 800_000
 ROW_BUDGET = 50_000
 MAX_RESIDUES = 4_096
 MAX_ORDERED = 16
+MAX_FEW = 4_096
 
 T = TypeVar("T")
 
@@ -88,8 +89,9 @@ class View:
     """A re-indexing of queries and keys under which spread-out pairs lie close together.
 
     With a stride s, row t of residue r is query s*t + r, and key u is s*u + (r - offset) mod s: pairs whose distance q - k
-    leaves the remainder ``offset`` meet. Otherwise rows are queries as they are. With a period P, key u is
-    P*(u // width) + first + u % width: ``width`` keys out of every P.
+    leaves the remainder ``offset`` meet. With a period P, key u is P*(u // width) + first + u % width: ``width`` keys out of
+    every P; if ``packs_rows``, row t is that query instead. Otherwise rows and keys are as they are. ``few`` says that the
+    number of rows does not grow with n.
     """
 
     stride: int = 1
@@ -97,6 +99,8 @@ class View:
     period: int = 1
     width: int = 1
     first: int = 0
+    packs_rows: bool = False
+    few: bool = False
 
     @property
     def key(self) -> Scalar:
@@ -105,15 +109,39 @@ class View:
         if self.stride > 1:
             residue = op("%", op("-", Var("r"), self.offset), self.stride) if self.offset else Var("r")
             return op("+", op("*", self.stride, u), residue)
-        if self.period > 1:
-            start = op("+", op("*", self.period, op("//", u, self.width)), self.first)
-            return op("+", start, op("%", u, self.width))
-        return u
+        return u if self.packs_rows else self._packed(u)
+
+    @property
+    def query(self) -> Scalar:
+        """The position of row ``t``, in residue ``r``."""
+        t = Var("t")
+        if self.stride > 1:
+            return op("+", op("*", self.stride, t), Var("r"))
+        return self._packed(t) if self.packs_rows else t
+
+    def _packed(self, index: Scalar) -> Scalar:
+        if self.period == 1:
+            return index
+        start = op("+", op("*", self.period, op("//", index, self.width)), self.first)
+        return op("+", start, op("%", index, self.width))
+
+    @property
+    def rows(self) -> View:
+        """What the view says of rows: pieces that agree on it can share one pass over them."""
+        if self.stride > 1:
+            return View(self.stride)
+        return self if self.packs_rows or self.few else IDENTITY
+
+    def row_count(self, n: int) -> int:
+        """Rows of one residue."""
+        if self.packs_rows:
+            return -(-n // self.period) * self.width
+        return -(-n // self.stride)
 
     def __str__(self) -> str:
-        if self.stride > 1:
-            return f"q = {self.stride}*t + r, k = {text(self.key)}"
-        return f"k = {text(self.key)}"
+        if self.stride > 1 or self.packs_rows:
+            return f"q = {text(self.query)}, k = {text(self.key)}"
+        return "few rows" if self.few else f"k = {text(self.key)}"
 
 
 IDENTITY = View()
@@ -261,6 +289,7 @@ class Relation:
                     runs.append((start, start + (count - 1) * loop.step, loop.step))
         return sorted(runs)
 
+    @lru_cache(maxsize=512)  # noqa: B019 - bounded
     def tiles(self, rows: int, columns: int, view: View = IDENTITY) -> TileSets:
         """Which tiles of ``rows`` queries by ``columns`` keys hold some pair, and which hold every pair.
 
@@ -282,13 +311,16 @@ class Relation:
         row_tile, column_tile = _tile_rows(rows, view), _tile_columns(columns, view)
         halo = isl.Map("[n] -> { [q] -> [k] : 0 <= q < n and k >= 0 }")
         active = row_tile.reverse().apply_range(cover).apply_range(column_tile).coalesce()
-        if exact:
-            broken = row_tile.reverse().apply_range(halo - self._map).apply_range(column_tile)
-            full = (active - broken).coalesce()
-        else:
-            full = active - active
+        if not exact:
+            return TileSets(rows, columns, view, exact, active - active, active)
+        broken = row_tile.reverse().apply_range(halo - self._map).apply_range(column_tile)
+        full = (active - broken).coalesce()
         tiles = TileSets(rows, columns, view, exact, full, (active - full).coalesce())
-        tiles.full, tiles.partial  # noqa: B018 - the loops count towards this budget
+        if tiles.guards and not view.few:
+            # The last row tile, which n may cut short, is full where it needs fewer keys: conditions of little use.
+            whole = full.intersect_domain(_whole_rows(rows, view)).coalesce()
+            simpler = TileSets(rows, columns, view, exact, whole, (active - whole).coalesce())
+            return min(tiles, simpler, key=lambda t: t.guards)
         return tiles
 
     def active_tiles(self, rows: int, columns: int) -> Scalar:
@@ -329,11 +361,25 @@ class TileSets:
         """The key tiles J of row tile ``I`` in which some but not every pair holds."""
         return self._loops(self._partial)
 
+    @property
+    def guards(self) -> int:
+        """Loops that test each tile they come to."""
+        return sum(loop.guard != TRUE for loop in self.full + self.partial)
+
+    @cached_property
+    def visits(self) -> tuple[Loop, ...]:
+        """The row tiles that hold some pair, in ``n`` alone."""
+        with budget():
+            rows = (self._full | self._partial).domain().coalesce()
+            return tuple(_loops(rows, isl.Set("[n] -> { : n >= 1 }")))
+
     @_budgeted
     def _loops(self, tiles: isl.Map) -> tuple[Loop, ...]:
         stride = self.view.stride
-        residue = f"r >= 0 and r < {stride} and {self.rows * stride} * I + r < n" if stride > 1 else f"{self.rows} * I < n"
-        context = isl.Set(f"[n{', r' if stride > 1 else ''}, I] -> {{ : I >= 0 and {residue} }}")
+        inside = f"r >= 0 and r < {stride} and {self.rows * stride} * I + r < n" if stride > 1 else f"{self.rows} * I < n"
+        if self.view.packs_rows:
+            inside = f"{self.view.period} * floor({self.rows} * I / {self.view.width}) < n"
+        context = isl.Set(f"[n{', r' if stride > 1 else ''}, I] -> {{ : I >= 0 and {inside} }}")
         return tuple(_loops(_range_over(tiles, "I"), context))
 
 
@@ -360,11 +406,23 @@ def _tile_rows(size: int, view: View = IDENTITY) -> isl.Map:
     if view.stride > 1:
         row = f"q = {view.stride} * t + r and 0 <= r < {view.stride}"
         return isl.Map(f"[n, r] -> {{ [q] -> [I] : exists t : {row} and I = floor(t/{size}) and 0 <= q < n }}")
+    if view.packs_rows:
+        row = f"q = {_isl_text(view.query)} and t >= 0"
+        return isl.Map(f"[n] -> {{ [q] -> [I] : exists t : {row} and I = floor(t/{size}) and 0 <= q < n }}")
     return isl.Map(f"[n] -> {{ [q] -> [I] : I = floor(q/{size}) and 0 <= q < n }}")
 
 
+def _whole_rows(size: int, view: View) -> isl.Set:
+    """The row tiles whose rows all exist."""
+    last = f"{size} * I + {size - 1}"
+    if view.stride > 1:
+        return isl.Set(f"[n, r] -> {{ [I] : {view.stride} * ({last}) + r < n }}")
+    position = _isl_text(substitute(view.query, {"t": Var("t")}))
+    return isl.Set(f"[n] -> {{ [I] : exists t : t = {last} and {position} < n }}")
+
+
 def _tile_columns(size: int, view: View = IDENTITY) -> isl.Map:
-    if view != IDENTITY:
+    if view.key != Var("u"):
         key = f"k = {_isl_text(view.key)}"
         parameters = "[n, r]" if view.stride > 1 else "[n]"
         return isl.Map(f"{parameters} -> {{ [k] -> [J] : exists u : {key} and u >= 0 and J = floor(u/{size}) }}")
@@ -416,7 +474,21 @@ def _loops(values: isl.Set, context: isl.Set) -> Iterator[Loop]:
     options = isl.UnionMap("[n] -> { [i] -> separate[x] }")
     build = isl.AstBuild.from_context(context).set_options(options)
     schedule = isl.Map.identity(values.get_space().map_from_set()).intersect_domain(values)
-    yield from _walk(build.node_from_schedule_map(isl.UnionMap.from_map(schedule)), TRUE)
+    loops = list(_walk(build.node_from_schedule_map(isl.UnionMap.from_map(schedule)), TRUE))
+    interval = _interval(values, context) if any(loop.guard != TRUE for loop in loops) else None
+    yield from loops if interval is None else [interval]
+
+
+def _interval(values: isl.Set, context: isl.Set) -> Loop | None:
+    """The set as one loop over all integers between its bounds, if that is what it is."""
+    values = values.reset_tuple_id().intersect_params(context)
+    above = isl.Map("{ [a] -> [b] : a <= b }")
+    if not (values.apply(above) & values.apply(above.reverse())).is_equal(values):
+        return None
+    build = isl.AstBuild.from_context(context)
+    start, last = (_scalar(build.expr_from_pw_aff(bound)) for bound in (values.dim_min(0), values.dim_max(0)))
+    some = _condition(build.expr_from_set(values.params()))
+    return Loop(start, op("where", some, op("+", op("-", last, start), 1), 0), 1)
 
 
 def _walk(node: isl.AstNode, condition: Scalar) -> Iterator[Loop]:
@@ -495,22 +567,39 @@ def _row_loops(piece: isl.Map, context: isl.Set) -> Iterator[Loop]:
 
 
 def _view_of(piece: isl.Map) -> View:
-    """The view in which the pairs of a piece lie closest: by the stride of q - k, or by the period of k."""
+    """The view in which the pairs of a piece lie closest: few rows, or by the stride of q - k, or by a period of k or q."""
     deltas = piece.deltas()
     if deltas.is_empty():
         return IDENTITY
+    if _is_few(piece.domain()):
+        return IDENTITY if _is_few(piece.range()) else View(few=True)
     info = piece.reverse().deltas().get_stride_info(0)  # of q - k
     stride, offset = info.get_stride().to_python(), info.get_offset()
     if stride > 1 and offset.is_cst():
         return View(stride, offset.get_constant_val().to_python() % stride)
-    keys = piece.range().compute_divs().coalesce()
-    modulus = _key_modulus(isl.Map.from_domain_and_range(keys, keys)) if not keys.is_empty() else 1
+    keys, rows = (_period_of(side.compute_divs().coalesce()) for side in (piece.range(), piece.domain()))
+    if keys is not None and (rows is None or keys[0] * rows[1] >= rows[0] * keys[1]):
+        return View(1, 0, *keys)
+    return IDENTITY if rows is None else View(1, 0, *rows, packs_rows=True)
+
+
+def _is_few(positions: isl.Set) -> bool:
+    """Whether the positions are bounded in number for all n: near the start, near the end, or both."""
+    near = isl.Set(f"[n] -> {{ [x] : 0 <= x < {MAX_FEW} or n - {MAX_FEW} <= x < n }}")
+    return bool(positions.is_subset(near))
+
+
+def _period_of(positions: isl.Set) -> tuple[int, int, int] | None:
+    """The positions as ``width`` of every ``period`` from ``first`` on, where that leaves out half of them or more."""
+    if positions.is_empty():
+        return None
+    modulus = _key_modulus(isl.Map.from_domain_and_range(positions, positions))
     if not 1 < modulus <= MAX_RESIDUES:
-        return IDENTITY
-    residues = keys.apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
+        return None
+    residues = positions.apply(isl.Map(f"[n] -> {{ [k] -> [k mod {modulus}] }}")).project_out_all_params()
     first, last = residues.dim_min_val(0).to_python(), residues.dim_max_val(0).to_python()
     width = last - first + 1
-    return View(period=modulus, width=width, first=first) if 2 * width <= modulus else IDENTITY
+    return (modulus, width, first) if 2 * width <= modulus else None
 
 
 def _key_modulus(piece: isl.Map) -> int:

@@ -1,4 +1,4 @@
-"""What a plan costs, in units of one full tile of 64 x 64: how tile shapes are chosen."""
+"""What a plan costs, in units of one full tile of 64 x 64: how views and tile shapes are chosen."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from patternc.lower.plan import Plan, Tile, Walk
-from patternc.relation import Loop, TileSets
+from patternc.relation import Loop, TileSets, View
 from patternc.scalar import evaluate
 
 REFERENCE_LENGTH = 32_768
+LANES = 16
+"""Row tiles of one head that a GPU works on at a time, at the reference of 16 heads."""
 
-Indices: TypeAlias = npt.NDArray[np.int64]
+Counts: TypeAlias = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,28 +47,42 @@ def work(plan: Plan, n: int = REFERENCE_LENGTH) -> Work:
     rows, full, partial = 0.0, 0.0, 0.0
     for group in plan.heads:
         share = len(group.heads) / group.period
-        rows += share * row_tiles(plan.tile.rows, group.stride, n)
+        rows += share * row_tiles(plan.tile.rows, group.rows, n)
         for walk in (phase for phase in group.phases if isinstance(phase, Walk)):
-            full += share * visited(walk.full, plan.tile.rows, group.stride, n)
-            partial += share * visited(walk.partial, plan.tile.rows, group.stride, n)
+            full += share * group.stride * int(visited(walk.full, plan.tile.rows, group.rows, n).sum())
+            partial += share * group.stride * int(visited(walk.partial, plan.tile.rows, group.rows, n).sum())
     return Work(rows, full, partial)
 
 
-def cost_of(tiles: TileSets, unit: TileCost, n: int = REFERENCE_LENGTH) -> float:
+@dataclass(frozen=True)
+class Spent:
+    """What walking some tiles costs: all together, and the longest row tile alone. Costs of the same rows add up."""
+
+    total: float
+    longest: float
+
+    @property
+    def time(self) -> float:
+        """The cost where no row tile is split: a long one holds up the end."""
+        return max(self.total, LANES * self.longest)
+
+
+def spent(tiles: TileSets, unit: TileCost, n: int = REFERENCE_LENGTH) -> Spent:
     """What walking the tiles of a relation costs at n."""
-    stride = tiles.view.stride
-    full, partial = (visited(loops, tiles.rows, stride, n) for loops in (tiles.full, tiles.partial))
-    rows = row_tiles(tiles.rows, stride, n) if stride > 1 else 0
-    return full * unit.full + partial * unit.partial + rows * unit.row
+    full, partial = (visited(loops, tiles.rows, tiles.view, n) for loops in (tiles.full, tiles.partial))
+    each = full * unit.full + partial * unit.partial
+    rows = row_tiles(tiles.rows, tiles.view, n) if tiles.view.stride > 1 else 0
+    return Spent(tiles.view.stride * float(each.sum()) + rows * unit.row, float(each.max()))
 
 
-def row_tiles(rows: int, stride: int, n: int) -> int:
+def row_tiles(rows: int, view: View, n: int) -> int:
     """Row tiles of all residues together."""
-    return stride * ceil(ceil(n / stride) / rows)
+    return view.stride * ceil(view.row_count(n) / rows)
 
 
-def visited(loops: tuple[Loop, ...], rows: int, stride: int, n: int) -> int:
-    """Key tiles that loops visit, over all row tiles; every residue is taken to visit as many as the first."""
-    index: Indices = np.arange(row_tiles(rows, stride, n) // stride, dtype=np.int64)
+def visited(loops: tuple[Loop, ...], rows: int, view: View, n: int) -> Counts:
+    """Key tiles that loops visit for each row tile; every residue is taken to visit as many as the first."""
+    index = np.arange(row_tiles(rows, view, n) // view.stride, dtype=np.int64)
     values = {"I": index, "n": n, "r": 0}
-    return stride * sum(int(np.maximum(evaluate(loop.count, values, np) + 0 * index, 0).sum()) for loop in loops)
+    counts = [np.maximum(evaluate(loop.count, values, np) + 0 * index, 0) for loop in loops]
+    return np.sum(counts, 0) if counts else 0 * index

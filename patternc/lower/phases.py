@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from patternc.diagnostics import PatternError
 from patternc.lower.normalise import AtomTable, Part, disjoint_parts, without
 from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Plan, Selection, Tile, Walk
 from patternc.lower.views import split
 from patternc.pattern import Pattern
-from patternc.relation import BudgetExceeded, Relation, View
+from patternc.relation import IDENTITY, BudgetExceeded, Loop, Relation, View
 from patternc.scalar import TRUE
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
 
-def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool = False) -> Plan:
-    """The plan of one layer of a pattern for a tile shape.
+def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool = False, splits: bool = False) -> Plan:
+    """The plan of one layer of a pattern, without `Plan.keys`.
+
+    ``views`` allows views of rows and keys, ``splits`` passes over some rows only (see `HeadPlan.share`).
 
     Raises:
         PatternError: the layers differ and none was chosen, or the candidates of a `random` have no closed form.
     """
+    groups = _groups(pattern, layer)
+    passes = _lowered(pattern, groups, tile, views=views, splits=splits, inverse=False)
+    return Plan(str(pattern), tile, _inputs(pattern, groups), passes)
+
+
+def with_keys(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = None) -> Plan:
+    """The plan with `Plan.keys`, for tiles of that many keys (rows) and queries (columns)."""
+    passes = _lowered(pattern, _groups(pattern, layer), tile, views=True, splits=True, inverse=True)
+    return replace(plan, key_tile=tile, keys=passes)
+
+
+def _groups(pattern: Pattern, layer: int | None) -> dict[Meaning, list[int]]:
+    """The heads by what they mean."""
     groups: dict[Meaning, list[int]] = {}
     for head in range(pattern.heads):
         groups.setdefault(pattern.meaning(head=head, layer=layer), []).append(head)
+    return groups
+
+
+def _lowered(
+    pattern: Pattern, groups: dict[Meaning, list[int]], tile: Tile, *, views: bool, splits: bool, inverse: bool
+) -> tuple[HeadPlan, ...]:
+    passes = []
     try:
-        plans = [p for m, heads in groups.items() for p in _passes(m, tuple(heads), pattern.heads, tile, views=views)]
+        for meaning, heads in groups.items():
+            atoms = AtomTable()
+            turned = [(part, part.relation.inverse() if inverse else part.relation) for part in disjoint_parts(meaning, atoms)]
+            found = _Phases(tile, atoms, views=views, splits=splits, inverse=inverse)
+            for part, relation in turned:
+                found.add(part, relation)
+            passes += found.passes(tuple(heads), pattern.heads)
     except BudgetExceeded as error:
         raise PatternError("too-complex", f"this pattern cannot be lowered: {error}", pattern.expression.span) from None
-    return Plan(str(pattern), tile, _inputs(pattern, groups), tuple(plans))
+    return tuple(passes)
 
 
 def _inputs(pattern: Pattern, groups: Iterable[Meaning]) -> tuple[tuple[str, Layout | Document | TopK], ...]:
@@ -49,62 +78,74 @@ def _plain(use: Layout | Document | TopK) -> Layout | Document | TopK:
     return use
 
 
-def _passes(meaning: Meaning, heads: tuple[int, ...], period: int, tile: Tile, *, views: bool) -> list[HeadPlan]:
-    """One pass over the rows as they are, and one for each stride by which some static piece is packed."""
-    atoms = AtomTable()
-    selections: list[Selection] = []
-    by_stride: dict[int, list[Phase]] = {}
-    for part in disjoint_parts(meaning, atoms):
-        if views and not part.filters and not part.choices:
-            for view, piece in split(part.relation, tile):
-                by_stride.setdefault(view.stride, []).append(_viewed(view, piece, tile))
-        else:
-            by_stride.setdefault(1, []).append(_phase(part, tile, atoms, selections))
-    passes = sorted(by_stride.items()) or [(1, [])]
-    return [
-        HeadPlan(
-            heads,
-            period,
-            atoms.items if stride == 1 else (),
-            tuple(selections) if stride == 1 else (),
-            tuple(phases),
-            stride,
-            chained=i > 0,
-            last=i == len(passes) - 1,
-        )
-        for i, (stride, phases) in enumerate(passes)
-    ]
+class _Phases:
+    """The phases of one group of heads, by the rows that they share."""
+
+    def __init__(self, tile: Tile, atoms: AtomTable, *, views: bool, splits: bool, inverse: bool):
+        self._tile, self._atoms = tile, atoms
+        self._views, self._splits, self._inverse = views, splits, inverse
+        self._selections: list[Selection] = []
+        self._by_rows: dict[View, list[Phase]] = {}
+        self._visits: dict[View, tuple[Loop, ...]] = {}
+
+    def add(self, part: Part, relation: Relation) -> None:
+        """The phases of a part, whose pairs of rows and columns are ``relation``."""
+        if not self._views or part.filters or part.choices:
+            self._by_rows.setdefault(IDENTITY, []).append(self._phase(part, relation))
+            return
+        for view, piece in split(relation, self._tile, splits=self._splits):
+            tiles = piece.tiles(self._tile.rows, self._tile.columns, view)
+            mask = (piece.inverse() if self._inverse else piece).predicate
+            walk = Walk(tiles.full, tiles.partial, mask, tiles.exact, view=view)
+            self._by_rows.setdefault(view.rows, []).append(walk)
+            if view.few:
+                self._visits[view] = tiles.visits
+
+    def passes(self, heads: tuple[int, ...], period: int) -> list[HeadPlan]:
+        """One pass for each choice of rows: shares first, then the rows as they are, then those packed by strides."""
+        shares = [rows for rows in self._by_rows if rows.few or rows.packs_rows]
+        if shares or not self._by_rows:
+            self._by_rows.setdefault(IDENTITY, [])
+        order = [*shares, *sorted((rows for rows in self._by_rows if rows not in shares), key=lambda rows: rows.stride)]
+        return [
+            HeadPlan(
+                heads,
+                period,
+                self._atoms.items if rows == IDENTITY else (),
+                tuple(self._selections) if rows == IDENTITY else (),
+                tuple(self._by_rows[rows]),
+                rows,
+                self._visits.get(rows, ()),
+                chained=i > len(shares),
+                last=i == len(order) - 1,
+            )
+            for i, rows in enumerate(order)
+        ]
+
+    def _phase(self, part: Part, relation: Relation) -> Phase:
+        topks = tuple(c for c in part.choices if isinstance(c, TopK))
+        randoms = [c for c in part.choices if isinstance(c, Random)]
+        if topks:
+            self._selections.append(Selection(topks, part.mask, part.held))
+            return Gather(len(self._selections) - 1, min(c.k * c.block for c in topks), TRUE)
+        if randoms:
+            return _drawn(part, relation, randoms, self._tile)
+        tables = tuple(self._atoms.name(f) for f in part.filters if isinstance(f, Layout) and not f.negated)
+        if tables:
+            return Listed(tables, relation.active_tiles(self._tile.rows, self._tile.columns), part.mask)
+        return _walk(part, relation, self._tile)
 
 
-def _viewed(view: View, piece: Relation, tile: Tile) -> Walk:
-    tiles = piece.tiles(tile.rows, tile.columns, view)
-    return Walk(tiles.full, tiles.partial, piece.predicate, tiles.exact, view=view)
-
-
-def _phase(part: Part, tile: Tile, atoms: AtomTable, selections: list[Selection]) -> Phase:
-    topks = tuple(c for c in part.choices if isinstance(c, TopK))
-    randoms = [c for c in part.choices if isinstance(c, Random)]
-    if topks:
-        selections.append(Selection(topks, part.mask, part.held))
-        return Gather(len(selections) - 1, min(c.k * c.block for c in topks), TRUE)
-    if randoms:
-        return _drawn(part, randoms, tile)
-    tables = tuple(atoms.name(f) for f in part.filters if isinstance(f, Layout) and not f.negated)
-    if tables:
-        return Listed(tables, part.relation.active_tiles(tile.rows, tile.columns), part.mask)
-    return _walk(part, tile)
-
-
-def _drawn(part: Part, randoms: list[Random], tile: Tile) -> Phase:
+def _drawn(part: Part, relation: Relation, randoms: list[Random], tile: Tile) -> Phase:
     """Keys drawn one by one are gathered; blocks of keys are walked as tiles. The smallest block leads."""
     lead = min(range(len(randoms)), key=lambda i: randoms[i].block)
     if randoms[lead].block == 1:
         return Gather(part.draws[lead], randoms[lead].draws, without(part.mask, part.draws[lead]))
-    return Listed((part.draws[lead],), part.relation.active_tiles(tile.rows, tile.columns), part.mask)
+    return Listed((part.draws[lead],), relation.active_tiles(tile.rows, tile.columns), part.mask)
 
 
-def _walk(part: Part, tile: Tile) -> Walk:
-    tiles = part.relation.tiles(tile.rows, tile.columns)
+def _walk(part: Part, relation: Relation, tile: Tile) -> Walk:
+    tiles = relation.tiles(tile.rows, tile.columns)
     if not part.filters:
         return Walk(tiles.full, tiles.partial, part.mask, tiles.exact)
     documents = tuple(f.name for f in part.filters if isinstance(f, Document) and not f.negated)

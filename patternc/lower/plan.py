@@ -106,8 +106,10 @@ class Selection:
 class HeadPlan:
     """One pass over the heads ``h`` with ``h % period`` in ``heads``: one softmax over its phases, in order.
 
-    With a stride s, its rows are the queries of one residue modulo s at a time. A ``chained`` pass continues from the
-    output and log-sum-exp of the pass before; the ``last`` one writes the result.
+    Its rows are those of the view ``rows``: all queries, those of one residue at a time, or some (a ``share``): those of
+    the row tiles that ``visits`` lists, or packed ones. The work on a share's rows is split among several programs.
+    A ``chained`` pass continues from the output and log-sum-exp of the passes before; the ``last`` one writes the result.
+    In `Plan.keys` rows are keys, and key tiles are query tiles.
     """
 
     heads: tuple[int, ...]
@@ -115,9 +117,19 @@ class HeadPlan:
     atoms: Atoms
     selections: tuple[Selection, ...]
     phases: tuple[Phase, ...]
-    stride: int = 1
+    rows: View = IDENTITY
+    visits: tuple[Loop, ...] = ()
     chained: bool = False
     last: bool = True
+
+    @property
+    def stride(self) -> int:
+        return self.rows.stride
+
+    @property
+    def share(self) -> bool:
+        """Whether the pass has some rows only: the next pass over all rows takes up what it leaves."""
+        return self.rows.few or self.rows.packs_rows
 
     @property
     def runs(self) -> tuple[tuple[int, int], ...]:
@@ -133,12 +145,18 @@ class HeadPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All heads of one layer. ``inputs`` are the runtime inputs by name, in the order that kernels take them."""
+    """All heads of one layer. ``inputs`` are the runtime inputs by name, in the order that kernels take them.
+
+    ``keys`` are the same passes with the roles of queries and keys exchanged, for the gradients of keys and values: rows
+    are keys, and ``key_tile.rows`` of them walk tiles of ``key_tile.columns`` queries. Masks still say q and k.
+    """
 
     pattern: str
     tile: Tile
     inputs: tuple[tuple[str, Layout | Document | TopK], ...]
     heads: tuple[HeadPlan, ...]
+    key_tile: Tile | None = None
+    keys: tuple[HeadPlan, ...] = ()
 
     def __str__(self) -> str:
         lines = [

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from patternc.backend import Request, backend_named
 from patternc.lower.cost import work
-from patternc.lower.phases import lower
+from patternc.lower.phases import lower, with_keys
 from patternc.lower.plan import Plan
 from patternc.pattern import Pattern, parse
 from patternc.runtime.loader import load
@@ -23,9 +23,12 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
     The choice does not depend on the length, so that one kernel serves every n.
     """
     chosen = backend_named(backend)
-    candidates = chosen.tiles(replace(request, length=0))
-    plans = {lower(pattern, unit.tile, layer, views=chosen.views): unit for unit in candidates}
-    return min(plans, key=lambda plan: work(plan).cost(plans[plan])) if len(plans) > 1 else next(iter(plans))
+    request = replace(request, length=0)
+    candidates = chosen.tiles(request)
+    plans = {lower(pattern, u.tile, layer, views=chosen.views, splits=chosen.splits): u for u in candidates}
+    plan = min(plans, key=lambda plan: work(plan).cost(plans[plan])) if len(plans) > 1 else next(iter(plans))
+    key_tile = chosen.key_tile(request)
+    return plan if key_tile is None else with_keys(plan, pattern, key_tile, layer)
 
 
 @lru_cache(maxsize=512)

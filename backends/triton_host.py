@@ -1,0 +1,276 @@
+"""The host side of emitted Triton files: what allocates, lists tiles and launches the kernels of `triton_program`."""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Walk
+from patternc.scalar import TRUE
+from patternc.terms import Document, Layout
+
+from .printer import python
+from .triton_program import Forward, Keys, Program, Queries
+
+
+def listings(program: Program, prefix: str, tile: str) -> list[str]:
+    """Host functions (scope, first, tiles) -> (lists, begin, count) of every listed phase of a program."""
+    found = []
+    for i, phase in program.listed:
+        source = phase.sources[0]
+        match dict(program.group.atoms)[source]:
+            case Layout(name, block):
+                table = f"s.inputs[{name!r}]{'.transpose(-1, -2)' if isinstance(program, Keys) else ''}"
+                call = f"listed_by_table({table}, active, first, tiles, {tile}, {block}, s.n)"
+            case Draws(choice, _) if isinstance(program, Keys):
+                rows, columns = tile.split(", ")
+                drawn = (
+                    f"tiles_of_draws(s, {_keys(program, source)}, 0, -(-s.n // {columns}), {columns}, {rows}, {choice.block})"
+                )
+                call = f"turned(distinct({drawn}), first + tiles)"
+            case Draws(choice, _):
+                call = f"listed_by_draws(s, {_keys(program, source)}, first, tiles, {tile}, {choice.block})"
+            case other:
+                raise AssertionError(f"{other} lists no tiles")
+        active = "(I == I) & (J == J)" if phase.active == TRUE else python(phase.active, tensors=True)
+        found.append(
+            f"def {prefix}_{i}_g{program.index}(s, first, tiles):\n"
+            f"    def active(I, J, n):  # noqa: E741\n        return {active}\n\n"
+            f"    return {call}"
+        )
+    return found
+
+
+def _keys(program: Program, source: str) -> str:
+    return f"{source}_g{program.source_index}_keys"
+
+
+def forward(programs: list[Forward]) -> str:
+    """The function that computes the output."""
+    body = [
+        '"""Output (b, h, n_q, d_v) in q\'s dtype and log-sum-exp (b, h, n_q) in float32."""',
+        "q, k, v = aligned(q), aligned(k), aligned(v)",
+        *_sizes("launch_options"),
+        "out = torch.empty(batch, heads, n_q, value_dim, dtype=q.dtype, device=q.device)",
+        "lse = torch.empty(batch, heads, n_q, dtype=torch.float32, device=q.device)",
+        "if out.numel() == 0:",
+        "    return out, lse",
+        *_ready(programs),
+        "strides_of = *q.stride(), *k.stride(), *v.stride()",
+        "at = 0",
+    ]
+    for program in programs:
+        group = program.group
+        lines, arguments = _arguments(program, "listing", "(n - n_q) // ROWS, tiles")
+        body += lines
+        target, lse = "out", "lse"
+        if group.share:
+            lines, shape = _share(group, "heads", "ROWS", "COLUMNS")
+            target, lse = f"left_{program.index}", f"left_{program.index}_lse"
+            body += [
+                *lines,
+                f"{target} = torch.empty({shape}, value_dim, dtype=torch.float32, device=q.device)",
+                f"{lse} = torch.empty({shape}, dtype=torch.float32, device=q.device)",
+            ]
+        elif not group.last:
+            target = "prior"
+            if not group.chained:
+                body.append("prior = torch.empty(batch, heads, n_q, value_dim, dtype=torch.float32, device=q.device)")
+        prior = "prior" if group.chained else "out"
+        taken = _taken(program, ("", "_lse"))
+        body += _launch(program, f"q, k, v, {target}, {prior}, {lse}, {taken}{arguments}", "", "count", "heads", "sharing, ")
+        if group.share:
+            body.append(f"{target}, {lse} = merged({target}, {lse})")
+        body.append(f"at += {len(group.selections)}")
+    return "def forward(q, k, v, inputs, chosen, scale):\n" + indent("\n".join([*body, "return out, lse"]), "    ")
+
+
+def backward(queries: list[Queries], keys: list[Keys]) -> str:
+    """The function that computes the gradients."""
+    several = len({program.group.heads for program in keys}) > 1 or any(len(p.group.runs) > 1 for p in keys)
+    body = [
+        '"""Gradients of q, k and v, in their dtypes, from the output, its log-sum-exp and the gradients of both."""',
+        "q, k, v, grad, out = aligned(q), aligned(k), aligned(v), aligned(grad_out), out.contiguous()",
+        "lse, grad_lse = lse.contiguous(), grad_lse.to(torch.float32).contiguous()",
+        *_sizes("gradient_options"),
+        "dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)",
+        "dk = torch.empty(k.shape, dtype=k.dtype, device=q.device)",
+        "dv = torch.empty(v.shape, dtype=v.dtype, device=q.device)",
+        "if out.numel() == 0 or n == 0:",
+        "    return dq.zero_(), dk.zero_(), dv.zero_()",
+        *_ready([*queries, *keys]),
+        "delta, norm = torch.empty_like(lse), torch.empty_like(lse)",
+        "strides_of = *q.stride(), *k.stride(), *v.stride(), *grad.stride()",
+        "at = 0",
+    ]
+    for program in queries:
+        body += _queries(program)
+    body += [
+        "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
+        "tiles = -(-n // rows)",
+        "options = gradient_options(rows, max(blocks[2:]), q.dtype.itemsize, generation_of(q.device))",
+        f"together = {'sharing > 1' if several else 'False'}  # several groups of heads add to one key head",
+        "if together:",
+        "    sums = [torch.zeros(t.shape, dtype=torch.float32, device=q.device) for t in (dk, dv)]",
+    ]
+    for program in keys:
+        body += _key_pass(program)
+    body += ["if together:", "    dk, dv = (sums[0] * scale).to(k.dtype), sums[1].to(v.dtype)", "return dq, dk, dv"]
+    name = "def backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse):"
+    return f"{name}\n" + indent("\n".join(body), "    ")
+
+
+def _queries(program: Queries) -> list[str]:
+    group = program.group
+    body, arguments = _arguments(program, "listing", "(n - n_q) // ROWS, tiles")
+    target = "dq"
+    if group.share:
+        lines, shape = _share(group, "heads", "ROWS", "COLUMNS")
+        target = f"left_{program.index}"
+        body += [*lines, f"{target} = torch.empty({shape}, head_dim, dtype=torch.float32, device=q.device)"]
+    elif not group.last:
+        target = "prior"
+        if not group.chained:
+            body.append("prior = torch.empty(q.shape, dtype=torch.float32, device=q.device)")
+    prior = "prior" if group.chained else "dq"
+    given = f"q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {_taken(program, ('',))}{arguments}"
+    body += _launch(program, given, "", "count", "heads", "sharing, ")
+    if group.share:
+        body.append(f"{target} = summed({target})")
+    return [*body, f"at += {len(group.selections)}"]
+
+
+def _key_pass(program: Keys) -> list[str]:
+    group = program.group
+    body, arguments = _arguments(program, "key_listing", "0, tiles")
+    targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
+    if group.share:
+        lines, shape = _share(group, "k.shape[1]", "rows", "columns", length="n")
+        targets = f"left_{program.index}_dk, left_{program.index}_dv"
+        body += [
+            *lines,
+            f"left_{program.index}_dk = torch.empty({shape}, head_dim, dtype=torch.float32, device=q.device)",
+            f"left_{program.index}_dv = torch.empty({shape}, value_dim, dtype=torch.float32, device=q.device)",
+        ]
+    elif not group.last and not group.chained:
+        body += [
+            "prior_k = torch.empty(k.shape, dtype=torch.float32, device=q.device)",
+            "prior_v = torch.empty(v.shape, dtype=torch.float32, device=q.device)",
+        ]
+    prior = f"*(sums if together else ({'prior_k, prior_v' if group.chained else 'dk, dv'}))"
+    given = f"q, k, v, grad, delta, norm, {targets}, {prior}, {_taken(program, ('_dk', '_dv'))}{arguments}sharing, "
+    carry = "False" if group.share else "together or True" if group.chained else "together"
+    last = "not together" if group.last else "False"
+    flags = f", n_q < n, {'True' if group.chained else carry}, {last}"
+    body += _launch(program, given, flags, "count if sharing == 1 else k.shape[1]", "heads", "")
+    if group.share:
+        body += [f"left_{program.index}{end} = summed(left_{program.index}{end})" for end in ("_dk", "_dv")]
+    return [*body, f"at += {len(group.selections)}"]
+
+
+def _sizes(options: str) -> list[str]:
+    return [
+        "batch, heads, n_q, head_dim = q.shape",
+        "n, value_dim, sharing = k.shape[2], v.shape[3], heads // k.shape[1]",
+        "rows, columns = ROWS, COLUMNS",
+        "tiles = (n - 1) // rows - (n - n_q) // rows + 1",
+        "wide = lambda d: max(16, triton.next_power_of_2(d))  # noqa: E731",
+        "blocks = head_dim, value_dim, wide(head_dim), wide(value_dim)",
+        f"options = {options}(rows, max(blocks[2:]), q.dtype.itemsize, generation_of(q.device))",
+    ]
+
+
+def _ready(programs: list[Program] | list[Forward]) -> list[str]:
+    """The runtime inputs, and the scope of host functions, where something needs them."""
+    needed = any(program.listed or program.group.atoms for program in programs)
+    lines = ["ready = prepare(inputs, batch, heads, n, q.device, scores=False)"]
+    if needed:
+        every = "torch.arange(batch, device=q.device).view(-1, 1, 1, 1), torch.arange(heads, device=q.device).view(-1, 1, 1)"
+        lines.append(f"scope = Scope(n, {every}, ready)")
+    return lines
+
+
+def _share(group: HeadPlan, heads: str, rows: str, columns: str, length: str = "n") -> tuple[list[str], str]:
+    """Lines that set ``count_of`` row tiles and ``splits`` for a share, and the shape of what it leaves."""
+    if group.rows.few:
+        counts = " + ".join(f"max({python(loop.count)}, 0)" for loop in group.visits)
+    else:
+        counts = f"-(-(-(-{length} // {group.rows.period}) * {group.rows.width}) // {rows})"
+    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, {length} // {columns})"]
+    return lines, f"splits, batch, {heads}, count_of * {rows}"
+
+
+def _taken(program: Program, ends: tuple[str, ...]) -> str:
+    """What shares have left, as arguments: the tensors, and then their numbers of rows."""
+    indices = _share_indices(program)
+    tensors = [f"left_{i}{end}" for i in indices for end in ends]
+    return "".join(f"{x}, " for x in [*tensors, *(f"left_{i}{ends[0]}.shape[2]" for i in indices)])
+
+
+def _share_indices(program: Program) -> range:
+    """The passes before this one that are shares of the same heads."""
+    return range(program.index - len(program.shares), program.index)
+
+
+def _launch(program: Program, given: str, flags: str, run_heads: str, heads: str, sharing: str) -> list[str]:
+    """Host code that launches a kernel for each run of heads."""
+    group, lines = program.group, []
+    stride = group.stride
+    if group.share:
+        where = "count_of * splits"
+    elif stride > 1 and isinstance(program, Keys):
+        where = f"((n - 1) // {stride} // rows + 1) * {stride}"
+    elif stride > 1:
+        where = f"((n - 1) // {stride} // rows - (n - n_q) // {stride} // rows + 1) * {stride}"
+    else:
+        where = "tiles"
+    splits = "splits" if group.share else "1"
+    for first, run in group.runs:
+        call = [
+            f"{program.name}[({where}, batch * ({run_heads}))](",
+            f"    {given}",
+            f"    *strides_of, n, n_q, {heads}, {sharing}{run_heads}, {splits}, scale,",
+            f"    {first}, {run}, {group.period}, *blocks, rows, columns{flags}, **options,",
+            ")",
+        ]
+        if len(group.heads) == group.period:
+            lines += ["count = heads", *call]
+        else:
+            count = f"count = sum({first} <= h % {group.period} < {first + run} for h in range(heads))"
+            lines += [count, "if count:", *("    " + line for line in call)]
+    return lines
+
+
+def _arguments(program: Program, prefix: str, tiles: str) -> tuple[list[str], str]:
+    """What atoms and phases need: lines that prepare it, and the arguments."""
+    lines, arguments = [], []
+    for name, atom in program.group.atoms:
+        match atom:
+            case Layout(table, _):
+                lines.append(f"{name}_b, {name}_h, {name}_r, _ = strides(ready[{table!r}])")
+                lines.append(f"{name}_r = ready[{table!r}].shape[3]")
+                arguments += [f"ready[{table!r}].view(torch.uint8)", f"{name}_b", f"{name}_h", f"{name}_r"]
+            case Document(ids):
+                arguments += [f"ready[{ids!r}]", f"strides(ready[{ids!r}])[0]"]
+            case Draws(choice, _) if isinstance(program, Keys):
+                blocks = f"torch.arange(-(-n // {choice.block}), device=q.device)[:, None]"
+                lines.append(f"{name}_drawn = {_keys(program, name)}(scope, {blocks}).to(torch.int32).contiguous()")
+                arguments += [f"{name}_drawn", f"{name}_drawn[0].numel()"]
+    for i, phase in enumerate(program.group.phases):
+        match phase:
+            case Walk(documents=documents):
+                for ids in documents:
+                    bounds = f"ready[{f'{ids}:bounds'!r}]"
+                    arguments += [f"{bounds}[0]", f"{bounds}[1]", f"strides({bounds}[0])[0]"]
+            case Listed():
+                lines.append(f"list_{i}, begin_{i}, count_{i} = {prefix}_{i}_g{program.index}(scope, {tiles})")
+                arguments += [f"list_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
+            case Gather(int(selection), _, _) if isinstance(program, Keys):
+                lines.append(f"order_{i}, begin_{i}, count_{i} = turned(chosen[at + {selection}], n)")
+                arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
+            case Gather(str(name), _, _) if isinstance(program, Keys):
+                lines.append(f"order_{i}, begin_{i}, count_{i} = turned({name}_drawn[None, :, n - n_q :], n)")
+                arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
+            case Gather(int(selection), _, _):
+                lines.append(f"keys_{i} = chosen[at + {selection}]")
+                arguments += [f"keys_{i}", f"*strides(keys_{i})[:3]", f"keys_{i}.shape[3]"]
+    return lines, "".join(f"{argument}, " for argument in arguments)

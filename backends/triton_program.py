@@ -1,0 +1,665 @@
+"""Kernels as Triton source: one pass of a plan over tiles of rows, for the output or for a gradient.
+
+A program works on one tile of *rows* and walks tiles of the other side: queries walk keys for the output and for the
+gradient of q, keys walk queries for the gradients of k and v. Loops, masks, atoms and views are printed the same way for
+all three; `Forward`, `Queries` and `Keys` say what is loaded, computed at each step, and stored.
+"""
+
+from __future__ import annotations
+
+from textwrap import indent
+
+from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Tile, Walk
+from patternc.relation import Loop, View
+from patternc.scalar import TRUE, Scalar, Var, op
+from patternc.terms import Document, Layout
+
+from .printer import POSITION_LIMIT, is_wide, triton
+
+
+class Program:
+    """One kernel: a pass of a plan, for one of its heads' groups."""
+
+    kind = ""
+    pointers: tuple[str, ...] = ()
+    strides: tuple[str, ...] = ()
+    lengths: tuple[str, ...] = ("n", "n_q", "heads", "sharing", "run_heads", "splits")
+    constants = ("FIRST", "RUN", "PERIOD", "HEAD_DIM", "VALUE_DIM", "BLOCK_D", "BLOCK_V", "ROWS", "COLUMNS")
+
+    def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
+        self.index, self.group = index, group
+        self.shares = shares if group.rows.stride == 1 and not group.share else ()
+        self.source_index = source
+        """The index of the group whose generated functions know the atoms."""
+        size = min(tile.rows, tile.columns)
+        self.wide = any(is_wide(*_scalars(phase), tile=size) for phase in group.phases) or any(
+            is_wide(*(e for loop in atom.loops for e in (loop.start, loop.count)))
+            for _, atom in group.atoms
+            if isinstance(atom, Draws)
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_g{self.index}"
+
+    @property
+    def listed(self) -> list[tuple[int, Listed]]:
+        return [(i, phase) for i, phase in enumerate(self.group.phases) if isinstance(phase, Listed)]
+
+    def source(self) -> str:
+        """The kernel."""
+        parameters = [*self.pointers, *self._share_parameters(), *self._parameters(), *self.strides, *self.lengths, "scale"]
+        fixed = [p for p in self._parameters() if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w"))]
+        unspecialised = [*self.lengths, *fixed, *(f"share_{i}_rows" for i in range(len(self.shares)))]
+        signature = ",\n    ".join([", ".join(parameters), ", ".join(f"{c}: tl.constexpr" for c in self.constants)])
+        body = [*self._tile(), *self._setup(), *self._body(), *self._finish()]
+        head = f"@triton.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {signature}\n):\n"
+        return head + indent("\n".join(body), "    ")
+
+    def _parameters(self) -> list[str]:
+        """The parameters that atoms and phases need."""
+        found = []
+        for name, atom in self.group.atoms:
+            if isinstance(atom, Layout):
+                found += [f"{name}_ptr", f"{name}_b", f"{name}_h", f"{name}_r"]
+            elif isinstance(atom, Document):
+                found += [f"{name}_ptr", f"{name}_b"]
+            elif self._drawn_from_table:
+                found += [f"{name}_keys", f"{name}_h"]
+        for i, phase in enumerate(self.group.phases):
+            match phase:
+                case Walk(documents=documents):
+                    found += [p for j in range(len(documents)) for p in (f"first_{i}_{j}", f"end_{i}_{j}", f"first_{i}_{j}_b")]
+                case Listed():
+                    found += [f"list_{i}", f"begin_{i}", f"count_{i}", f"list_{i}_b", f"list_{i}_h"]
+                case Gather():
+                    found += self._gather_parameters(i, phase)
+        return found
+
+    def _share_parameters(self) -> list[str]:
+        return [p for i in range(len(self.shares)) for p in self._share_pointers(i)] + [
+            f"share_{i}_rows" for i in range(len(self.shares))
+        ]
+
+    # What the kinds say.
+
+    _drawn_from_table = False
+    _row, _column = "q", "k"
+    _last_first = True
+
+    def _share_pointers(self, i: int) -> list[str]:
+        raise NotImplementedError
+
+    def _gather_parameters(self, i: int, phase: Gather) -> list[str]:
+        raise NotImplementedError
+
+    def _setup(self) -> list[str]:
+        raise NotImplementedError
+
+    def _body(self) -> list[str]:
+        return [line for i, phase in enumerate(self.group.phases) for line in self._phase(i, phase)]
+
+    def _finish(self) -> list[str]:
+        raise NotImplementedError
+
+    def _step(self, mask: Scalar | None, view: View) -> list[str]:
+        raise NotImplementedError
+
+    def _gather(self, i: int, phase: Gather) -> list[str]:
+        raise NotImplementedError
+
+    # Rows.
+
+    def _tile(self) -> list[str]:
+        """The rows of this program: a tile of them, its index I, and whose turn it is if several share the work."""
+        rows, first = self.group.rows, self._first_tile
+        lines = ["turn = tl.program_id(0) % splits", "place = tl.program_id(0) // splits"] if self.group.share else []
+        if rows.few:
+            lines.append("tile = 0")
+            before = "0"
+            for loop in self.group.visits:
+                names = {"n": "n"}
+                start, count = triton(loop.start, names), f"tl.maximum({triton(loop.count, names)}, 0)"
+                lines.append(f"tile = tl.where(place >= {before}, {start} + {loop.step} * (place - ({before})), tile)")
+                before = f"{before} + {count}"
+        elif rows.packs_rows:
+            lines.append("tile = place")
+        elif rows.stride > 1:
+            lines.append(f"r = tl.program_id(0) % {rows.stride}")
+            turn = f"tl.program_id(0) // {rows.stride}"
+            last = f"tl.num_programs(0) // {rows.stride} - 1 - {turn}"
+            lines.append(f"tile = {first}{last if self._last_first else turn}")
+        else:
+            last = "tl.num_programs(0) - 1 - tl.program_id(0)"
+            lines.append(f"tile = {first}{last if self._last_first else 'tl.program_id(0)'}")
+        position = "tile * ROWS + tl.arange(0, ROWS)"
+        return [
+            *lines,
+            "first_row = tile * ROWS",
+            "lanes = tl.arange(0, ROWS)",
+            f"rows = {triton(rows.query, {'t': f'({position})'})}"
+            if rows.rows != View() and not rows.few
+            else f"rows = {position}",
+            "batch = tl.program_id(1) // run_heads",
+            "slot = tl.program_id(1) % run_heads",
+            "b64 = batch.to(tl.int64)",
+            f"I = tile{'.to(tl.int64)' if self.wide else ''}  # noqa: E741",
+            f"{self._row} = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
+        ]
+
+    @property
+    def _first_tile(self) -> str:
+        stride = self.group.rows.stride
+        return f"(n - n_q) // {stride} // ROWS + " if stride > 1 else "(n - n_q) // ROWS + "
+
+    def _shared_places(self, i: int) -> list[str]:
+        """Where each row is found in what the i-th share left: ``shared`` (ROWS,), for the rows that ``held`` names."""
+        share = self.shares[i]
+        if share.rows.few:
+            lines, before = ["place = tl.full([], -1, tl.int32)"], "0"
+            for loop in share.visits:
+                start, count = triton(loop.start), f"tl.maximum({triton(loop.count)}, 0)"
+                offset = f"(tile - ({start}))"
+                inside = f"({offset} >= 0) & ({offset} < {loop.step} * ({count})) & ({offset} % {loop.step} == 0)"
+                lines.append(f"place = tl.where({inside}, {before} + {offset} // {loop.step}, place).to(tl.int32)")
+                before = f"{before} + {count}"
+            return [*lines, "shared = place * ROWS + lanes", "held = (lanes >= 0) & (place >= 0)"]
+        view = share.rows
+        shift = op("-", Var("rows"), view.first)
+        index = op("+", op("*", op("//", shift, view.period), view.width), op("%", shift, view.period))
+        inside = op("<", op("%", shift, view.period), view.width)
+        return [f"shared = {triton(index)}", f"held = (rows >= {view.first}) & ({triton(inside)})"]
+
+    # Atoms and masks.
+
+    def _atom_setup(self, name: str, atom: Atom) -> list[str]:
+        match atom:
+            case Layout():
+                return [f"{name}_base = {name}_ptr + b64 * {name}_b + head.to(tl.int64) * {name}_h"]
+            case Document():
+                own = f"{name}_own = tl.load({name}_base + tl.minimum(rows, n - 1))[:, None]"
+                return [f"{name}_base = {name}_ptr + b64 * {name}_b", own]
+            case Draws(choice, _):
+                if self._drawn_from_table:
+                    return [f"{name}_base = {name}_keys + head.to(tl.int64) * {name}_h"]
+                return [f"{name}_keys = {name}_g{self.source_index}_drawn(rows // {choice.block}, head, n, ROWS)"]
+
+    def _atom(self, name: str, atom: Atom) -> str:
+        """Whether each pair holds, q and k within the sequence."""
+        match atom:
+            case Layout(_, block):
+                return f"(tl.load({name}_base + (safe_q // {block}).to(tl.int64) * {name}_r + safe_k // {block}) != 0)"
+            case Document():
+                return f"({name}_own == tl.load({name}_base + safe_{self._column}))"
+            case Draws(choice, _):
+                blocks = f"k // {choice.block}"
+                if self._drawn_from_table:
+                    return f"member_of_table({name}_base, safe_q // {choice.block}, {blocks}, {choice.draws})"
+                return f"member({name}_keys, {blocks}, {choice.draws}, {slots(atom)})"
+
+    def _mask(self, mask: Scalar) -> str:
+        return triton(mask, {name: self._atom(name, atom) for name, atom in self.group.atoms})
+
+    def _masked(self, mask: Scalar, columns: str) -> list[str]:
+        """Scores with -inf where the mask does not hold; ``columns`` are the positions of the other side."""
+        column = f"{self._column} = ({columns})[None, :]{'.to(tl.int64)' if self.wide else ''}"
+        return [
+            column,
+            "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
+            f"scores = tl.where(({self._column} < n) & ({self._mask(mask)}), scores, float('-inf'))",
+        ]
+
+    # Phases.
+
+    def _phase(self, i: int, phase: Phase) -> list[str]:
+        match phase:
+            case Walk(full, partial, mask, _, documents, view):
+                lines = [f"# phase {i}: tiles in closed form", *(self._clip(i, len(documents)) if documents else [])]
+                if full:
+                    lines += self._walk(f"{i}f", full, None, view, clipped=bool(documents))
+                if partial:
+                    lines += self._walk(f"{i}p", partial, mask, view, clipped=bool(documents))
+                return lines
+            case Listed(_, _, mask):
+                return [
+                    f"# phase {i}: tiles listed at run time",
+                    f"at_{i} = b64 * list_{i}_b + head.to(tl.int64) * list_{i}_h + {self._listed_tile}",
+                    f"list_{i}_at = list_{i} + tl.load(begin_{i} + at_{i})",
+                    f"for t in range(0, tl.load(count_{i} + at_{i})):",
+                    f"    J = tl.load(list_{i}_at + t)",
+                    *("    " + line for line in self._step(mask, View())),
+                ]
+            case Gather():
+                return [f"# phase {i}: pairs one by one", *self._gather(i, phase)]
+
+    _listed_tile = "tile - (n - n_q) // ROWS"
+    _lowest = "n - n_q"
+
+    def _clip(self, i: int, documents: int) -> list[str]:
+        """The range of tiles that the documents of these rows reach."""
+        lines = ["low = 0", "high = n"]
+        for j in range(documents):
+            lines += [
+                f"low = tl.maximum(low, tl.load(first_{i}_{j} + b64 * first_{i}_{j}_b + tl.maximum(first_row, {self._lowest})))",
+                f"high = tl.minimum(high, tl.load(end_{i}_{j} + b64 * first_{i}_{j}_b + tl.minimum(first_row + ROWS, n) - 1))",
+            ]
+        return [*lines, "low = low // COLUMNS", "high = (high + COLUMNS - 1) // COLUMNS"]
+
+    def _walk(self, key: str, loops: tuple[Loop, ...], mask: Scalar | None, view: View, *, clipped: bool) -> list[str]:
+        lines = []
+        for j, loop in enumerate(loops):
+            lines += [f"start_{key}{j} = {triton(loop.start)}", f"count_{key}{j} = tl.maximum({triton(loop.count)}, 0)"]
+            if clipped:
+                lines += [
+                    f"skip_{key}{j} = tl.maximum(low - start_{key}{j} + {loop.step - 1}, 0) // {loop.step}",
+                    f"last_{key}{j} = div(high - 1 - start_{key}{j}, {loop.step}) + 1",
+                    f"count_{key}{j} = tl.maximum(tl.minimum(count_{key}{j}, last_{key}{j}) - skip_{key}{j}, 0)",
+                    f"start_{key}{j} = start_{key}{j} + {loop.step} * skip_{key}{j}",
+                ]
+        total = " + ".join(f"count_{key}{j}" for j in range(len(loops)))
+        lines += self._range(key, total)
+        before = ""
+        for j, loop in enumerate(loops):
+            offset = f"t - ({before})" if before else "t"
+            value = f"start_{key}{j} + {loop.step} * ({offset})"
+            lines.append(f"    J = {value}" if not before else f"    J = tl.where(t >= {before}, {value}, J)")
+            before = f"{before} + count_{key}{j}" if before else f"count_{key}{j}"
+        step = self._step(mask, view)
+        guards = [self._guard(key, j, loops) for j in range(len(loops)) if loops[j].guard != TRUE]
+        if guards:
+            lines += [f"    if {' & '.join(guards)}:", *("        " + line for line in step)]
+        else:
+            lines += ["    " + line for line in step]
+        return lines
+
+    def _range(self, key: str, total: str) -> list[str]:
+        """The loop over ``total`` tiles, or over this program's share of them."""
+        if not self.group.share:
+            return [f"for t in range(0, {total}):"]
+        return [
+            f"total_{key} = ({total}).to(tl.int64)",
+            f"from_{key} = (total_{key} * turn // splits).to(tl.int32)",
+            f"for t in range(from_{key}, (total_{key} * (turn + 1) // splits).to(tl.int32)):",
+        ]
+
+    def _guard(self, key: str, j: int, loops: tuple[Loop, ...]) -> str:
+        """Whether step t is not in loop j, or the loop's guard holds for its tile."""
+        begin = " + ".join(["0", *(f"count_{key}{m}" for m in range(j))])
+        return f"((t < {begin}) | (t >= {begin} + count_{key}{j}) | ({triton(loops[j].guard, {'x': 'J'})}))"
+
+    def _columns(self, view: View) -> tuple[str, str, list[str]]:
+        """How a tile of the other side is loaded: the function, the places it is given, and the positions."""
+        lines = ["first = (J * COLUMNS).to(tl.int32)"]
+        if view.key == Var("u"):
+            return "load_tile", "first", [*lines, "columns = first + tl.arange(0, COLUMNS)"]
+        return "load_rows", "columns", [*lines, f"columns = {triton(view.key, {'u': '(first + tl.arange(0, COLUMNS))'})}"]
+
+
+class _ByQuery(Program):
+    """Rows are queries, and keys are walked."""
+
+    strides = tuple(f"stride_{t}{axis}" for t in "qkv" for axis in "bhnd")
+
+    def _head(self) -> list[str]:
+        return [
+            "head = slot // RUN * PERIOD + FIRST + slot % RUN",
+            "valid_row = (rows >= n - n_q) & (rows < n)",
+            "dims = tl.arange(0, BLOCK_D)",
+            "dims_v = tl.arange(0, BLOCK_V)",
+            "k_base = k_ptr + b64 * stride_kb + (head // sharing).to(tl.int64) * stride_kh",
+            "v_base = v_ptr + b64 * stride_vb + (head // sharing).to(tl.int64) * stride_vh",
+            "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
+            "q_at = q_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_qn + dims[None, :] * stride_qd",
+            "query = tl.load(q_at, mask=valid_row[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)",
+            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+            "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
+            *(line for name, atom in self.group.atoms for line in self._atom_setup(name, atom)),
+        ]
+
+    _SHARE_AT = "((turn * (tl.num_programs(1) // run_heads) + b64) * heads + head) * (tl.num_programs(0) // splits * ROWS)"
+
+    def _target(self) -> list[str]:
+        """Where results of the rows go: ``put`` (ROWS,), for the rows that ``kept`` names."""
+        if not self.group.share:
+            return ["put, kept = at, valid_row"]
+        return [f"put, kept = {self._SHARE_AT} + place * ROWS + lanes, lanes >= 0"]
+
+    def _keys_and_scores(self, mask: Scalar | None, view: View) -> tuple[str, list[str]]:
+        load, place, lines = self._columns(view)
+        bound = int(mask is not None)
+        lines += [
+            f"key = {load}(k_base, {place}, stride_kn, stride_kd, n, COLUMNS, HEAD_DIM, BLOCK_D, {bound})",
+            "scores = tl.dot(query, key.T, input_precision='ieee') * (scale * 1.4426950408889634)",
+            *(self._masked(mask, "columns") if mask is not None else []),
+        ]
+        return f"value = {load}(v_base, {place}, stride_vn, stride_vd, n, COLUMNS, VALUE_DIM, BLOCK_V, {bound})", lines
+
+    def _gather_parameters(self, i: int, phase: Gather) -> list[str]:
+        if isinstance(phase.source, str):
+            return []
+        return [f"keys_{i}", f"keys_{i}_b", f"keys_{i}_h", f"keys_{i}_q", f"keys_{i}_w"]
+
+    def _gather(self, i: int, phase: Gather) -> list[str]:
+        if isinstance(phase.source, int):
+            at = f"keys_{i} + b64 * keys_{i}_b + head.to(tl.int64) * keys_{i}_h + (rows - (n - n_q)).to(tl.int64) * keys_{i}_q"
+            setup = [f"keys_at = {at}"]
+            count, key = f"keys_{i}_w", "tl.load(keys_at + t, mask=valid_row, other=-1)"
+        else:
+            atom = dict(self.group.atoms)[phase.source]
+            assert isinstance(atom, Draws)
+            setup, count, key = [], str(phase.slots), f"column({phase.source}_keys, t, {slots(atom)})"
+        return [
+            *setup,
+            f"for t in range(0, {count}):",
+            f"    key_at = {key}",
+            f"    k = tl.maximum(key_at, 0)[:, None]{'.to(tl.int64)' if self.wide else ''}",
+            "    safe_q, safe_k = tl.minimum(q, n - 1), k",
+            f"    keep = (key_at >= 0)[:, None] & valid_row[:, None] & ({self._mask(phase.mask)})",
+            "    k_at = k_base + k.to(tl.int64) * stride_kn + dims[None, :] * stride_kd",
+            "    key = tl.load(k_at, mask=keep & (dims < HEAD_DIM)[None, :], other=0.0)",
+            "    scores = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * (scale * 1.4426950408889634)",
+            "    scores = tl.where(tl.max(keep.to(tl.int32), 1) > 0, scores, float('-inf'))",
+            "    v_at = v_base + k.to(tl.int64) * stride_vn + dims_v[None, :] * stride_vd",
+            "    value = tl.load(v_at, mask=keep & (dims_v < VALUE_DIM)[None, :], other=0.0)",
+            f"    {self._fold_one}",
+        ]
+
+    _fold_one = ""
+
+
+class Forward(_ByQuery):
+    """Output and log-sum-exp: the online softmax."""
+
+    kind = "kernel"
+    pointers = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "prior_ptr", "lse_ptr")
+    _fold_one = "acc, total, top = fold_one(acc, total, top, scores, value)"
+
+    def _share_pointers(self, i: int) -> list[str]:
+        return [f"share_{i}_ptr", f"share_{i}_lse"]
+
+    def _setup(self) -> list[str]:
+        lines = self._head()
+        if self.group.chained:
+            lines += [
+                "top = tl.load(lse_ptr + at, mask=valid_row, other=float('-inf')) * 1.4426950408889634",
+                "total = tl.where(top == float('-inf'), 0.0, 1.0)",
+                "acc = tl.load(prior_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
+            ]
+        else:
+            lines += [
+                "top = tl.full([ROWS], float('-inf'), tl.float32)",
+                "total = tl.zeros([ROWS], tl.float32)",
+                "acc = tl.zeros([ROWS, BLOCK_V], tl.float32)",
+            ]
+        for i in range(len(self.shares)):
+            lines += [
+                *self._shared_places(i),
+                f"shared = (b64 * heads + head) * share_{i}_rows + shared",
+                f"more = tl.load(share_{i}_ptr + shared[:, None] * VALUE_DIM + dims_v[None, :], mask=held[:, None] & valid_out)",
+                f"lse = tl.load(share_{i}_lse + shared, mask=held & valid_row, other=float('-inf')) * 1.4426950408889634",
+                "acc, total, top = join(acc, total, top, tl.where(held[:, None] & valid_out, more, 0.0), lse)",
+            ]
+        return lines
+
+    def _step(self, mask: Scalar | None, view: View) -> list[str]:
+        value, lines = self._keys_and_scores(mask, view)
+        return [*lines, value, "acc, total, top = fold(acc, total, top, scores, value)"]
+
+    def _finish(self) -> list[str]:
+        return [
+            "empty = total == 0.0",
+            "out = acc / tl.where(empty, 1.0, total)[:, None]",
+            "lse = tl.where(empty, float('-inf'), (top + tl.log2(total)) * 0.6931471805599453)",
+            *self._target(),
+            "tl.store(lse_ptr + put, lse, mask=kept)",
+            "out_at = out_ptr + put[:, None] * VALUE_DIM + dims_v[None, :]",
+            "tl.store(out_at, out.to(out_ptr.dtype.element_ty), mask=kept[:, None] & (dims_v < VALUE_DIM)[None, :])",
+        ]
+
+
+class Queries(_ByQuery):
+    """The gradient of q: dS K, with dS = P (dO V^T - delta) and delta = dO . O - dLSE.
+
+    The first pass over all rows leaves delta, and the log-sum-exp in base 2 (inf for rows without keys), for later passes.
+    """
+
+    kind = "queries"
+    pointers = ("q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr", "delta_ptr", "norm_ptr", "dq_ptr")
+    pointers += ("prior_ptr",)
+    strides = (*_ByQuery.strides, *(f"stride_g{axis}" for axis in "bhnd"))
+    _fold_one = "acc = fold_query_one(acc, scores, norm, delta, grad, key, value)"
+
+    def _share_pointers(self, i: int) -> list[str]:
+        return [f"share_{i}_ptr"]
+
+    def _setup(self) -> list[str]:
+        lines = [
+            *self._head(),
+            "g_base = grad_ptr + b64 * stride_gb + head.to(tl.int64) * stride_gh",
+            "g_at = g_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_gn + dims_v[None, :] * stride_gd",
+            "grad = tl.load(g_at, mask=valid_out, other=0.0)",
+            "valid_q = valid_row[:, None] & (dims < HEAD_DIM)[None, :]",
+        ]
+        if self.group.chained:
+            lines += [
+                "delta = tl.load(delta_ptr + at, mask=valid_row, other=0.0)",
+                "norm = tl.load(norm_ptr + at, mask=valid_row, other=float('inf'))",
+                "acc = tl.load(prior_ptr + at[:, None] * HEAD_DIM + dims[None, :], mask=valid_q, other=0.0)",
+            ]
+        else:
+            lines += [
+                "out = tl.load(out_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
+                "delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)",
+                "delta = delta - tl.load(grad_lse_ptr + at, mask=valid_row, other=0.0)",
+                "norm = tl.load(lse_ptr + at, mask=valid_row, other=float('inf'))",
+                "norm = tl.where(norm == float('-inf'), float('inf'), norm * 1.4426950408889634)",
+                "acc = tl.zeros([ROWS, BLOCK_D], tl.float32)",
+            ]
+            if not self.group.share:
+                lines += ["tl.store(delta_ptr + at, delta, mask=valid_row)", "tl.store(norm_ptr + at, norm, mask=valid_row)"]
+        for i in range(len(self.shares)):
+            lines += [
+                *self._shared_places(i),
+                f"shared = (b64 * heads + head) * share_{i}_rows + shared",
+                f"share_at = share_{i}_ptr + shared[:, None] * HEAD_DIM + dims[None, :]",
+                "acc += tl.load(share_at, mask=held[:, None] & valid_q, other=0.0)",
+            ]
+        return lines
+
+    def _step(self, mask: Scalar | None, view: View) -> list[str]:
+        value, lines = self._keys_and_scores(mask, view)
+        return [*lines, value, "acc = fold_query(acc, scores, norm, delta, grad, key, value)"]
+
+    def _finish(self) -> list[str]:
+        factor = " * scale" if self.group.last else ""
+        return [
+            *self._target(),
+            "dq_at = dq_ptr + put[:, None] * HEAD_DIM + dims[None, :]",
+            f"tl.store(dq_at, (acc{factor}).to(dq_ptr.dtype.element_ty), mask=kept[:, None] & (dims < HEAD_DIM)[None, :])",
+        ]
+
+
+class Keys(Program):
+    """The gradients of k and v: dS^T Q and P^T dO, summed over the query heads that share a key head.
+
+    With ``CARRY`` the sums start from what other passes, or other groups of heads, have left.
+    """
+
+    kind = "keys"
+    pointers = ("q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr", "dk_ptr", "dv_ptr", "dk_prior", "dv_prior")
+    strides = tuple(f"stride_{t}{axis}" for t in "qkvg" for axis in "bhnd")
+    lengths = ("n", "n_q", "heads", "run_heads", "splits")
+    constants = (*Program.constants, "PREFIX", "CARRY", "LAST")
+
+    _drawn_from_table = True
+    _row, _column = "k", "q"
+    _last_first = False
+    _first_tile = ""
+    _listed_tile = "tile"
+    _lowest = "0"
+
+    def _share_pointers(self, i: int) -> list[str]:
+        return [f"share_{i}_dk", f"share_{i}_dv"]
+
+    def _parameters(self) -> list[str]:
+        return [*super()._parameters(), "sharing"]
+
+    def _setup(self) -> list[str]:
+        lines = [
+            "kv = tl.where(sharing == 1, slot // RUN * PERIOD + FIRST + slot % RUN, slot)",
+            "kv_heads = heads // sharing",
+            "valid_row = rows < n",
+            "dims = tl.arange(0, BLOCK_D)",
+            "dims_v = tl.arange(0, BLOCK_V)",
+            "valid_k = valid_row[:, None] & (dims < HEAD_DIM)[None, :]",
+            "valid_v = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
+            "k_at = k_ptr + b64 * stride_kb + kv.to(tl.int64) * stride_kh + rows.to(tl.int64)[:, None] * stride_kn",
+            "key = tl.load(k_at + dims[None, :] * stride_kd, mask=valid_k, other=0.0)",
+            "v_at = v_ptr + b64 * stride_vb + kv.to(tl.int64) * stride_vh + rows.to(tl.int64)[:, None] * stride_vn",
+            "value = tl.load(v_at + dims_v[None, :] * stride_vd, mask=valid_v, other=0.0)",
+            "at = (b64 * kv_heads + kv) * n + rows",
+            "dk = tl.zeros([ROWS, BLOCK_D], tl.float32)",
+            "dv = tl.zeros([ROWS, BLOCK_V], tl.float32)",
+            "if CARRY:",
+            "    dk = tl.load(dk_prior + at[:, None] * HEAD_DIM + dims[None, :], mask=valid_k, other=0.0)",
+            "    dv = tl.load(dv_prior + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_v, other=0.0)",
+        ]
+        for i in range(len(self.shares)):
+            lines += [
+                *self._shared_places(i),
+                f"shared = ((b64 * kv_heads + kv) * share_{i}_rows + shared)[:, None]",
+                f"share_k, share_v = share_{i}_dk + shared * HEAD_DIM, share_{i}_dv + shared * VALUE_DIM",
+                "dk += tl.load(share_k + dims[None, :], mask=held[:, None] & valid_k, other=0.0)",
+                "dv += tl.load(share_v + dims_v[None, :], mask=held[:, None] & valid_v, other=0.0)",
+            ]
+        return lines
+
+    def _body(self) -> list[str]:
+        if not self.group.phases:
+            return []
+        inner = [
+            "head = kv * sharing + member",
+            "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
+            "g_base = grad_ptr + b64 * stride_gb + head.to(tl.int64) * stride_gh",
+            "at_base = (b64 * heads + head) * n_q",
+            *(line for name, atom in self.group.atoms for line in self._atom_setup(name, atom)),
+            *super()._body(),
+        ]
+        if len(self.group.heads) < self.group.period:
+            inside = "(head % PERIOD >= FIRST) & (head % PERIOD < FIRST + RUN)"
+            inner = [inner[0], f"if {inside}:", *("    " + line for line in inner[1:])]
+        return ["for member in range(0, sharing):", *("    " + line for line in inner)]
+
+    def _step(self, mask: Scalar | None, view: View) -> list[str]:
+        load, place, lines = self._columns(view)
+        shift = f"{place} - (n - n_q)"
+        bound = "2 if PREFIX else 1" if mask is not None else "2 if PREFIX else 0"
+        return [
+            *lines,
+            f"query = {load}(q_base, {shift}, stride_qn, stride_qd, n_q, COLUMNS, HEAD_DIM, BLOCK_D, {bound})",
+            f"grad = {load}(g_base, {shift}, stride_gn, stride_gd, n_q, COLUMNS, VALUE_DIM, BLOCK_V, {bound})",
+            "near = (columns >= n - n_q) & (columns < n)",
+            "norm = tl.load(norm_ptr + at_base + columns - (n - n_q), mask=near, other=float('inf'))",
+            "delta = tl.load(delta_ptr + at_base + columns - (n - n_q), mask=near, other=0.0)",
+            "scores = tl.dot(key, query.T, input_precision='ieee') * (scale * 1.4426950408889634)",
+            *(self._masked(mask, "columns") if mask is not None else []),
+            "dk, dv = fold_key(dk, dv, scores, norm, delta, query, grad, value)",
+        ]
+
+    def _gather_parameters(self, i: int, phase: Gather) -> list[str]:  # noqa: ARG002
+        return [f"order_{i}", f"begin_{i}", f"count_{i}", f"order_{i}_b", f"order_{i}_h"]
+
+    def _gather(self, i: int, phase: Gather) -> list[str]:
+        return [
+            f"at_{i} = b64 * order_{i}_b + head.to(tl.int64) * order_{i}_h + rows",
+            f"begin = tl.load(begin_{i} + at_{i}, mask=valid_row, other=0)",
+            f"count = tl.load(count_{i} + at_{i}, mask=valid_row, other=0)",
+            "for t in range(0, tl.max(count, 0)):",
+            f"    query_at = tl.load(order_{i} + begin + t, mask=t < count, other=0)",
+            f"    q = (query_at + n - n_q)[:, None]{'.to(tl.int64)' if self.wide else ''}",
+            "    safe_q, safe_k = q, tl.minimum(k, n - 1)",
+            f"    keep = (t < count)[:, None] & ({self._mask(phase.mask)})",
+            "    place = query_at.to(tl.int64)[:, None]",
+            "    query = tl.load(q_base + place * stride_qn + dims[None, :] * stride_qd, mask=keep & (dims < HEAD_DIM)[None, :], other=0.0)",
+            "    grad = tl.load(g_base + place * stride_gn + dims_v[None, :] * stride_gd, mask=keep & (dims_v < VALUE_DIM)[None, :], other=0.0)",
+            "    norm = tl.load(norm_ptr + at_base + query_at)",
+            "    delta = tl.load(delta_ptr + at_base + query_at)",
+            "    scores = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * (scale * 1.4426950408889634)",
+            "    scores = tl.where(tl.max(keep.to(tl.int32), 1) > 0, scores, float('-inf'))",
+            "    dk, dv = fold_key_one(dk, dv, scores, norm, delta, query, grad, value)",
+        ]
+
+    def _finish(self) -> list[str]:
+        put = "put, kept = at, valid_row"
+        if self.group.share:
+            turn = "((turn * (tl.num_programs(1) // run_heads) + b64) * kv_heads + kv) * (tl.num_programs(0) // splits * ROWS)"
+            put = f"put, kept = {turn} + place * ROWS + lanes, lanes >= 0"
+        return [
+            put,
+            "factor = scale if LAST else 1.0",
+            "dk_at = dk_ptr + put[:, None] * HEAD_DIM + dims[None, :]",
+            "tl.store(dk_at, (dk * factor).to(dk_ptr.dtype.element_ty), mask=kept[:, None] & (dims < HEAD_DIM)[None, :])",
+            "dv_at = dv_ptr + put[:, None] * VALUE_DIM + dims_v[None, :]",
+            "tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=kept[:, None] & (dims_v < VALUE_DIM)[None, :])",
+        ]
+
+
+def device_draws(index: int, name: str, atom: Draws) -> str:
+    """A device function: the draws of some query blocks."""
+    names = {"q": "row", "n": "length"}
+    lines = [
+        "@triton.jit",
+        f"def {name}_g{index}_drawn(q, head, n, ROWS: tl.constexpr):",
+        f'    """The draws of each query block q (ROWS,): {atom.choice}, as (ROWS, {slots(atom)}), -1 for none."""',
+        "    row = q.to(tl.int64)[:, None]",
+        "    length = row * 0 + n",
+    ]
+    for i, loop in enumerate(atom.loops):
+        lines.append(f"    count_{i} = tl.maximum({triton(loop.count, names)}, 0) + row * 0")
+    lines.append(f"    total = {' + '.join(f'count_{i}' for i in range(len(atom.loops))) or 'row * 0'}")
+    if atom.choice.pool is not None:
+        lines.append(f"    total = tl.minimum(total, {atom.choice.pool})")
+    lines.append(f"    rank = drawn_ranks(total, head, row, {atom.choice.seed}, {atom.choice.draws}, {slots(atom)}, ROWS)")
+    lines.append("    found = rank * 0 - 1")
+    if any(loop.interleaved for loop in atom.loops):
+        lines += _merged(atom, names)
+    else:
+        lines.append("    rank = tl.where(rank < 0, 1 << 40, rank)")
+        for i, loop in enumerate(atom.loops):
+            value = f"{triton(loop.start, names)} + {loop.step} * rank"
+            lines.append(f"    found = tl.where((rank >= 0) & (rank < count_{i}), {value}, found)")
+            lines.append(f"    rank = rank - count_{i}")
+    lines.append("    return found.to(tl.int32)")
+    return "\n".join(lines)
+
+
+def _merged(atom: Draws, names: dict[str, str]) -> list[str]:
+    """By bisection, as loops that interleave need: the smallest value that more than ``rank`` values do not exceed."""
+    reached = []
+    for i, loop in enumerate(atom.loops):
+        start = triton(loop.start, names)
+        passed = f"tl.where(further < {start}, 0, (further - ({start})) // {loop.step} + 1)"
+        reached.append(f"        below += tl.minimum({passed}, count_{i})")
+    return [
+        f"    reach = tl.full([1, 1], {POSITION_LIMIT // 2}, tl.int64)",
+        f"    for _ in range({(POSITION_LIMIT - 1).bit_length()}):",
+        "        further = found + reach",
+        "        below = rank * 0",
+        *reached,
+        "        found = tl.where(below <= rank, further, found)",
+        "        reach = reach // 2",
+        "    found = tl.where((rank >= 0) & (rank < total), found + 1, -1)",
+    ]
+
+
+def slots(atom: Draws) -> int:
+    """The draws rounded up to a power of two, as Triton's ranges need."""
+    return 1 << (atom.choice.draws - 1).bit_length()
+
+
+def _scalars(phase: Phase) -> list[Scalar]:
+    match phase:
+        case Walk(full=full, partial=partial, mask=mask):
+            return [mask, *(e for loop in full + partial for e in (loop.start, loop.count, loop.guard))]
+        case Listed(_, _, mask) | Gather(_, _, mask):
+            return [mask]
