@@ -166,9 +166,9 @@ def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop
 
 
 def tiles(name: str, phase: Walk) -> str:
-    """A function (I, n) -> [(J, masked)]."""
+    """A function (I, n) -> [(J, masked)]. A tile may leave a document, so with documents all are masked."""
     lines = [f"def {name}(I, n):  # noqa: E741", "    found = []"]
-    for loops, masked in ((phase.full, False), (phase.partial, True)):
+    for loops, masked in ((phase.full, bool(phase.documents)), (phase.partial, True)):
         for loop in loops:
             start, count = python(loop.start), python(loop.count)
             walk = f"range({start}, ({start}) + {loop.step} * ({count}), {loop.step})"

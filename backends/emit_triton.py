@@ -55,13 +55,13 @@ class TritonBackend:
         # Measured on an H200, bf16, head_dim 128: dense rows prefer 128 queries, masks are cheaper with 64.
         return TileCost(Tile(64, 64), 1, 2, 1), TileCost(Tile(128, 64), 1.57, 6, 2)
 
-    def key_tile(self, request: Request) -> Tile | None:
+    def key_tile(self, request: Request, tile: Tile) -> Tile | None:
         wide = max(request.head_dim, request.value_dim)
         if request.dtype == "float32":
             return Tile(32, 32) if wide <= 128 else Tile(32, 16)
         if request.generation < 9:
             return Tile(64, 32) if wide <= 128 else Tile(32, 16)
-        return Tile(64, 64) if wide <= 128 else Tile(64, 32)
+        return Tile(tile.rows, 64) if wide <= 128 else Tile(64, 32)
 
     def emit(self, plan: Plan) -> str:
         assert plan.key_tile is not None
@@ -83,16 +83,17 @@ class TritonBackend:
             inputs(plan),
         ]
         parts = [
-            f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\n"
-            "import torch\nimport triton\nimport triton.language as tl\n\n" + "\n".join(constants),
+            f"{header(plan, self.name)}\n\n"
+            "from collections.abc import Callable\nfrom functools import lru_cache\nfrom typing import Any\n\n"
+            "import torch\nimport triton\nimport triton.language as tl\n"
+            "from triton.tools.tensor_descriptor import TensorDescriptor\n\n" + "\n".join(constants),
             verbatim("patternc.runtime", "support.py"),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
             verbatim("patternc.backends", "triton_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
-            *(part for program in forwards for part in listings(program, "listing", "ROWS, COLUMNS")),
-            *(part for program in keys for part in listings(program, "key_listing", "KEY_ROWS, KEY_COLUMNS")),
+            *(part for program in (*forwards, *keys) for part in listings(program)),
             *draws,
             *(program.source() for program in (*forwards, *queries, *keys)),
             forward(forwards),

@@ -5,39 +5,64 @@ from __future__ import annotations
 from textwrap import indent
 
 from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Walk
-from patternc.scalar import TRUE
+from patternc.scalar import FALSE, Scalar, Var, variables
 from patternc.terms import Document, Layout
 
 from .printer import python
 from .triton_program import Forward, Keys, Program, Queries
 
 
-def listings(program: Program, prefix: str, tile: str) -> list[str]:
-    """Host functions (scope, first, tiles) -> (lists, begin, count) of every listed phase of a program."""
+def listings(program: Program) -> list[str]:
+    """Host functions (scope, n_q) -> tensors: the lists of tiles and of pairs, and the tables of draws."""
+    keys = isinstance(program, Keys)
+    rows, columns = ("KEY_ROWS", "KEY_COLUMNS") if keys else ("ROWS", "COLUMNS")
+    first = "0" if keys else "(s.n - n_q) // ROWS"
     found = []
     for i, phase in program.listed:
-        source = phase.sources[0]
+        source, listed = phase.sources[0], "lists(found, {keep})"
+        tile, other = "torch.arange(first, first + tiles, device=found.device)[:, None]", "found"
         match dict(program.group.atoms)[source]:
             case Layout(name, block):
-                table = f"s.inputs[{name!r}]{'.transpose(-1, -2)' if isinstance(program, Keys) else ''}"
-                call = f"listed_by_table({table}, active, first, tiles, {tile}, {block}, s.n)"
-            case Draws(choice, _) if isinstance(program, Keys):
-                rows, columns = tile.split(", ")
-                drawn = (
-                    f"tiles_of_draws(s, {_keys(program, source)}, 0, -(-s.n // {columns}), {columns}, {rows}, {choice.block})"
-                )
-                call = f"turned(distinct({drawn}), first + tiles)"
+                table = f"s.inputs[{name!r}]{'.transpose(-1, -2)' if keys else ''}"
+                made = f"tiles_of_table({table}, first, tiles, {rows}, {columns}, {block}, n)"
+            case Draws(choice, _) if keys:
+                made = f"tiles_of_draws(s, {_keys(program, source)}, 0, -(-n // {columns}), {columns}, {rows}, {choice.block})"
+                tile, other = "found", "torch.arange(found.shape[2], device=found.device)[:, None]"
+                listed = "turned(once(found, {keep}), tiles)"
             case Draws(choice, _):
-                call = f"listed_by_draws(s, {_keys(program, source)}, first, tiles, {tile}, {choice.block})"
-            case other:
-                raise AssertionError(f"{other} lists no tiles")
-        active = "(I == I) & (J == J)" if phase.active == TRUE else python(phase.active, tensors=True)
-        found.append(
-            f"def {prefix}_{i}_g{program.index}(s, first, tiles):\n"
-            f"    def active(I, J, n):  # noqa: E741\n        return {active}\n\n"
-            f"    return {call}"
-        )
+                made = f"tiles_of_draws(s, {_keys(program, source)}, first, tiles, {rows}, {columns}, {choice.block})"
+            case atom:
+                raise AssertionError(f"{atom} lists no tiles")
+        conditions = [_tensor_condition(phase.active)]
+        if phase.full != FALSE:
+            full = _tensor_condition(phase.full)
+            conditions = [f"({conditions[0]}) & ({full})", f"({conditions[0]}) & ~({full})"]
+        lines = [
+            f"def {program.lists}_{i}_g{program.index}(s, n_q):",
+            f"    n, first = s.n, {first}",
+            f"    tiles = (n - 1) // {rows} + 1 - first",
+            f"    found = {made}",
+            f"    I, J = {tile}, {other}  # noqa: E741, F841",
+            f"    return ({' '.join(f'*{listed.format(keep=keep)},' for keep in conditions)})",
+        ]
+        found.append("\n".join(lines))
+    if keys:
+        for name, atom in program.group.atoms:
+            if isinstance(atom, Draws):
+                blocks = f"torch.arange(-(-s.n // {atom.choice.block}), device=s.head.device)[:, None]"
+                table = f"{_keys(program, name)}(s, {blocks}).to(torch.int32).contiguous()"
+                found.append(
+                    f"def {name}_table_g{program.index}(s, n_q):\n    return {table}\n\n\n"
+                    f"def {name}_order_g{program.index}(s, n_q):\n"
+                    f"    return turned({name}_table_g{program.index}(s, n_q)[None, :, s.n - n_q :], s.n)"
+                )
     return found
+
+
+def _tensor_condition(condition: Scalar) -> str:
+    """The condition on tiles (I, J) as source of bool tensors."""
+    shown = python(condition, tensors=True)
+    return shown if variables(condition) & {"I", "J"} else f"(I == I) & (J == J) & ({shown})"
 
 
 def _keys(program: Program, source: str) -> str:
@@ -60,7 +85,7 @@ def forward(programs: list[Forward]) -> str:
     ]
     for program in programs:
         group = program.group
-        lines, arguments = _arguments(program, "listing", "(n - n_q) // ROWS, tiles")
+        lines, arguments = _arguments(program)
         body += lines
         target, lse = "out", "lse"
         if group.share:
@@ -77,7 +102,14 @@ def forward(programs: list[Forward]) -> str:
                 body.append("prior = torch.empty(batch, heads, n_q, value_dim, dtype=torch.float32, device=q.device)")
         prior = "prior" if group.chained else "out"
         taken = _taken(program, ("", "_lse"))
-        body += _launch(program, f"q, k, v, {target}, {prior}, {lse}, {taken}{arguments}", "", "count", "heads", "sharing, ")
+        body += _launch(
+            program,
+            f"{_views(group, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}",
+            "",
+            "count",
+            "heads",
+            "sharing, ",
+        )
         if group.share:
             body.append(f"{target}, {lse} = merged({target}, {lse})")
         body.append(f"at += {len(group.selections)}")
@@ -107,7 +139,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
     body += [
         "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
         "tiles = -(-n // rows)",
-        "options = gradient_options(rows, max(blocks[2:]), q.dtype.itemsize, generation_of(q.device))",
+        "options = gradient_options(rows, max(blocks[2:]), q.dtype.itemsize, generation)",
         f"together = {'sharing > 1' if several else 'False'}  # several groups of heads add to one key head",
         "if together:",
         "    sums = [torch.zeros(t.shape, dtype=torch.float32, device=q.device) for t in (dk, dv)]",
@@ -121,7 +153,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
 
 def _queries(program: Queries) -> list[str]:
     group = program.group
-    body, arguments = _arguments(program, "listing", "(n - n_q) // ROWS, tiles")
+    body, arguments = _arguments(program)
     target = "dq"
     if group.share:
         lines, shape = _share(group, "heads", "ROWS", "COLUMNS")
@@ -132,7 +164,8 @@ def _queries(program: Queries) -> list[str]:
         if not group.chained:
             body.append("prior = torch.empty(q.shape, dtype=torch.float32, device=q.device)")
     prior = "prior" if group.chained else "dq"
-    given = f"q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {_taken(program, ('',))}{arguments}"
+    taken = _taken(program, ("",))
+    given = f"{_views(group, 'kv')}q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {taken}{arguments}"
     body += _launch(program, given, "", "count", "heads", "sharing, ")
     if group.share:
         body.append(f"{target} = summed({target})")
@@ -141,7 +174,7 @@ def _queries(program: Queries) -> list[str]:
 
 def _key_pass(program: Keys) -> list[str]:
     group = program.group
-    body, arguments = _arguments(program, "key_listing", "0, tiles")
+    body, arguments = _arguments(program)
     targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
     if group.share:
         lines, shape = _share(group, "k.shape[1]", "rows", "columns", length="n")
@@ -157,7 +190,8 @@ def _key_pass(program: Keys) -> list[str]:
             "prior_v = torch.empty(v.shape, dtype=torch.float32, device=q.device)",
         ]
     prior = f"*(sums if together else ({'prior_k, prior_v' if group.chained else 'dk, dv'}))"
-    given = f"q, k, v, grad, delta, norm, {targets}, {prior}, {_taken(program, ('_dk', '_dv'))}{arguments}sharing, "
+    taken = _taken(program, ("_dk", "_dv"))
+    given = f"{_views(group, 'qg')}q, k, v, grad, delta, norm, {targets}, {prior}, {taken}{arguments}sharing, "
     carry = "False" if group.share else "together or True" if group.chained else "together"
     last = "not together" if group.last else "False"
     flags = f", n_q < n, {'True' if group.chained else carry}, {last}"
@@ -165,6 +199,20 @@ def _key_pass(program: Keys) -> list[str]:
     if group.share:
         body += [f"left_{program.index}{end} = summed(left_{program.index}{end})" for end in ("_dk", "_dv")]
     return [*body, f"at += {len(group.selections)}"]
+
+
+def _views(group: HeadPlan, tensors: str) -> str:
+    """Views of the tensors whose tiles a pass walks, for the copy engine."""
+    walks = [phase.view for phase in group.phases if isinstance(phase, Walk)]
+    walked = any(view.key == Var("u") or view.stride > 1 for view in walks) or any(
+        isinstance(phase, Listed) for phase in group.phases
+    )
+    if not walked:
+        return "None, None, "
+    names = {"q": "q", "k": "k", "v": "v", "g": "grad"}
+    some = "generation" if "k" in tensors or group.stride == 1 else "generation * (n_q == n)"
+    wide = {"q": "blocks[2]", "k": "blocks[2]", "v": "blocks[3]", "g": "blocks[3]"}
+    return "".join(f"described({names[t]}, {group.stride}, columns, {wide[t]}, {some}), " for t in tensors)
 
 
 def _sizes(options: str) -> list[str]:
@@ -175,15 +223,15 @@ def _sizes(options: str) -> list[str]:
         "tiles = (n - 1) // rows - (n - n_q) // rows + 1",
         "wide = lambda d: max(16, triton.next_power_of_2(d))  # noqa: E731",
         "blocks = head_dim, value_dim, wide(head_dim), wide(value_dim)",
-        f"options = {options}(rows, max(blocks[2:]), q.dtype.itemsize, generation_of(q.device))",
+        "generation = generation_of(q.device)",
+        f"options = {options}(rows, max(blocks[2:]), q.dtype.itemsize, generation)",
     ]
 
 
 def _ready(programs: list[Program] | list[Forward]) -> list[str]:
     """The runtime inputs, and the scope of host functions, where something needs them."""
-    needed = any(program.listed or program.group.atoms for program in programs)
     lines = ["ready = prepare(inputs, batch, heads, n, q.device, scores=False)"]
-    if needed:
+    if any(isinstance(atom, Layout) for program in programs for _, atom in program.group.atoms):
         every = "torch.arange(batch, device=q.device).view(-1, 1, 1, 1), torch.arange(heads, device=q.device).view(-1, 1, 1)"
         lines.append(f"scope = Scope(n, {every}, ready)")
     return lines
@@ -240,10 +288,11 @@ def _launch(program: Program, given: str, flags: str, run_heads: str, heads: str
     return lines
 
 
-def _arguments(program: Program, prefix: str, tiles: str) -> tuple[list[str], str]:
+def _arguments(program: Program) -> tuple[list[str], str]:
     """What atoms and phases need: lines that prepare it, and the arguments."""
     lines, arguments = [], []
-    for name, atom in program.group.atoms:
+    kept = lambda function: f"kept({function}_g{program.index}, n, n_q, heads, q.device)"  # noqa: E731
+    for name, atom in program.atoms:
         match atom:
             case Layout(table, _):
                 lines.append(f"{name}_b, {name}_h, {name}_r, _ = strides(ready[{table!r}])")
@@ -251,9 +300,8 @@ def _arguments(program: Program, prefix: str, tiles: str) -> tuple[list[str], st
                 arguments += [f"ready[{table!r}].view(torch.uint8)", f"{name}_b", f"{name}_h", f"{name}_r"]
             case Document(ids):
                 arguments += [f"ready[{ids!r}]", f"strides(ready[{ids!r}])[0]"]
-            case Draws(choice, _) if isinstance(program, Keys):
-                blocks = f"torch.arange(-(-n // {choice.block}), device=q.device)[:, None]"
-                lines.append(f"{name}_drawn = {_keys(program, name)}(scope, {blocks}).to(torch.int32).contiguous()")
+            case Draws() if isinstance(program, Keys):
+                lines.append(f"{name}_drawn = {kept(f'{name}_table')}")
                 arguments += [f"{name}_drawn", f"{name}_drawn[0].numel()"]
     for i, phase in enumerate(program.group.phases):
         match phase:
@@ -261,14 +309,14 @@ def _arguments(program: Program, prefix: str, tiles: str) -> tuple[list[str], st
                 for ids in documents:
                     bounds = f"ready[{f'{ids}:bounds'!r}]"
                     arguments += [f"{bounds}[0]", f"{bounds}[1]", f"strides({bounds}[0])[0]"]
-            case Listed():
-                lines.append(f"list_{i}, begin_{i}, count_{i} = {prefix}_{i}_g{program.index}(scope, {tiles})")
-                arguments += [f"list_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
-            case Gather(int(selection), _, _) if isinstance(program, Keys):
-                lines.append(f"order_{i}, begin_{i}, count_{i} = turned(chosen[at + {selection}], n)")
-                arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
-            case Gather(str(name), _, _) if isinstance(program, Keys):
-                lines.append(f"order_{i}, begin_{i}, count_{i} = turned({name}_drawn[None, :, n - n_q :], n)")
+            case Listed(sources=sources):
+                function = f"{program.lists}_{i}"
+                table = isinstance(dict(program.group.atoms)[sources[0]], Layout)
+                lines.append(f"lists_{i} = {f'{function}_g{program.index}(scope, n_q)' if table else kept(function)}")
+                arguments += [f"*lists_{i}", f"*strides(lists_{i}[2])[:2]"]
+            case Gather(source, _, _) if isinstance(program, Keys):
+                made = f"turned(chosen[at + {source}], n)" if isinstance(source, int) else kept(f"{source}_order")
+                lines.append(f"order_{i}, begin_{i}, count_{i} = {made}")
                 arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
             case Gather(int(selection), _, _):
                 lines.append(f"keys_{i} = chosen[at + {selection}]")

@@ -1,8 +1,11 @@
 """The fixed part of Triton kernels: copied verbatim into every file that `emit_triton` writes."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit
@@ -37,21 +40,34 @@ def load_at(at, places, limit, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: 
 
 @triton.jit
 def load_tile(
-    base, first, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
+    view,
+    batch,
+    head,
+    residue,
+    index,
+    base,
+    places,
+    stride_n,
+    stride_d,
+    limit,
+    SIZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BOUND: tl.constexpr,
 ):
-    """Rows first to first + SIZE of (n, WIDTH) values as (SIZE, BLOCK)."""
-    rows = tl.arange(0, SIZE)
-    at = base + first.to(tl.int64) * stride_n + rows[:, None] * stride_n + tl.arange(0, BLOCK)[None, :] * stride_d
-    return load_at(at, first + rows, limit, WIDTH, BLOCK, BOUND)
+    """A tile (SIZE, BLOCK) of rows: by the copy engine from ``index`` on in a `described` view, or those at ``places``.
 
-
-@triton.jit
-def load_rows(
-    base, places, stride_n, stride_d, limit, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BOUND: tl.constexpr
-):
-    """Like `load_tile`, of the rows at ``places`` (SIZE,)."""
-    at = base + places.to(tl.int64)[:, None] * stride_n + tl.arange(0, BLOCK)[None, :] * stride_d
-    return load_at(at, places, limit, WIDTH, BLOCK, BOUND)
+    ``places`` is the first of SIZE neighbours, or all of them (SIZE,).
+    """
+    dims = tl.arange(0, BLOCK)[None, :] * stride_d
+    if view is not None:
+        return view.load([batch, head, residue, index, 0]).reshape(SIZE, BLOCK)
+    elif len(places.shape) == 0:  # noqa: RET505 - what follows a branch is compiled with it
+        rows = tl.arange(0, SIZE)
+        at = base + places.to(tl.int64) * stride_n + rows[:, None] * stride_n + dims
+        return load_at(at, places + rows, limit, WIDTH, BLOCK, BOUND)
+    else:
+        return load_at(base + places.to(tl.int64)[:, None] * stride_n + dims, places, limit, WIDTH, BLOCK, BOUND)
 
 
 @triton.jit
@@ -125,7 +141,7 @@ def merge_kernel(out_ptr, lse_ptr, rows, splits, WIDTH: tl.constexpr, BLOCK: tl.
     top = tl.full([1], float("-inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
     acc = tl.zeros([1, BLOCK], tl.float32)
-    for i in range(0, splits):
+    for i in range(splits):
         at = i * rows + row
         other = tl.load(out_ptr + at * WIDTH + dims, mask=dims < WIDTH, other=0.0)[None, :]
         lse = tl.load(lse_ptr + at + tl.zeros([1], tl.int32)) * 1.4426950408889634
@@ -193,6 +209,18 @@ def gradient_options(rows, wide, itemsize, generation):
     return {"num_warps": 4 if small else 8, "num_stages": 1 if generation == 0 or wide * itemsize > 256 else 2}
 
 
+def described(t, stride, rows, block, generation):
+    """A view of (b, h, n, d) as (b, h, stride, n // stride, d) from which the copy engine loads tiles (rows, block).
+
+    None where there is no such engine or view: a residue must not end before another.
+    """
+    if generation < 9 or t.shape[2] % stride or any(size > 1 and step == 0 for size, step in zip(t.shape, t.stride())):  # noqa: B905
+        return None
+    (b, h, n, d), steps = t.shape, [step or 16 for step in t.stride()]
+    shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
+    return TensorDescriptor(t, shape, steps, [1, 1, 1, rows, block])
+
+
 def splits_of(programs, tiles):
     """How many programs split the work on each of some long rows: enough to fill a GPU, with two tiles each or more."""
     return max(1, min(1056 // max(1, programs), tiles // 2))
@@ -234,8 +262,23 @@ def strides(t):
     return tuple(0 if t.shape[i] == 1 else t.stride(i) for i in range(t.dim()))
 
 
-def listed_by_table(table, active, first, tiles, rows, columns, block, n):
-    """The column tiles that a block table may hold for each row tile, ascending, as `_lists`."""
+def kept(make, n, n_q, heads, device):
+    """``make(scope, n_q)``, whose result depends on nothing else: the last few are kept."""
+    if device.type != "cuda":
+        return _made(make, n, n_q, heads, device, 0)
+    if torch.cuda.is_current_stream_capturing():  # what is made there belongs to the graph
+        return _made.__wrapped__(make, n, n_q, heads, device, 0)
+    return _made(make, n, n_q, heads, device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@lru_cache(maxsize=16)
+def _made(make, n, n_q, heads, device, stream):
+    batch, head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device), torch.arange(heads, device=device)
+    return make(Scope(n, batch, head.view(-1, 1, 1), {}), n_q)
+
+
+def tiles_of_table(table, first, tiles, rows, columns, block, n):
+    """The column tiles that a block table may hold for each row tile: (b, h, tiles, width)."""
     width = -(-n // columns)
     device = table.device
     total = torch.nn.functional.pad(table.to(torch.int32).cumsum(-1).cumsum(-2), (1, 0, 1, 0))
@@ -247,13 +290,11 @@ def listed_by_table(table, active, first, tiles, rows, columns, block, n):
     (top, bottom), (left, right) = edges(first, tiles, rows), edges(0, width, columns)
     corner = lambda r, c: total[:, :, r[:, None], c[None, :]]  # noqa: E731
     some = corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left) > 0
-    row_tile = torch.arange(first, first + tiles, device=device)[:, None]
-    some = some & active(row_tile, torch.arange(width, device=device)[None, :], n)
-    return _lists(torch.where(some, torch.arange(width, device=device, dtype=torch.int32), width), width)
+    return torch.where(some, torch.arange(width, device=device, dtype=torch.int32), torch.iinfo(torch.int32).max)
 
 
 def tiles_of_draws(scope, keys, first, tiles, rows, columns, block):
-    """The key tiles that hold the drawn key blocks of each row tile: (1, h, tiles, width), n for none."""
+    """The key tiles that hold the drawn key blocks of each row tile: (1, h, tiles, width)."""
     n, device = scope.n, scope.head.device
     start = torch.arange(first, first + tiles, device=device)[:, None] * rows
     spread = 1 if block % rows == 0 else (rows - 1) // block + 2
@@ -264,27 +305,28 @@ def tiles_of_draws(scope, keys, first, tiles, rows, columns, block):
     across = 1 if columns % block == 0 else block // columns if block % columns == 0 else (block - 1) // columns + 2
     tile = (drawn * block // columns)[..., None] + torch.arange(across, device=device)
     valid = (drawn >= 0)[..., None] & (tile * columns < ((drawn + 1) * block).clamp(max=n)[..., None])
-    return torch.where(valid, tile, n).flatten(2)[None].to(torch.int32)
+    return torch.where(valid, tile, torch.iinfo(torch.int32).max).flatten(2)[None].to(torch.int32)
 
 
-def listed_by_draws(scope, keys, first, tiles, rows, columns, block):
-    """The key tiles that hold the drawn key blocks of each row tile, ascending, as `_lists`."""
-    return _lists(tiles_of_draws(scope, keys, first, tiles, rows, columns, block), scope.n)
-
-
-def _lists(tiles, nothing):
-    """Sorted, without repeats, ``nothing`` entries last: the lists, and where each begins (int64) and how many it has."""
-    tiles = tiles.sort(-1).values
+def once(tiles, keep):
+    """The tiles (b, h, rows, width) to ``keep``, each of a row once, ascending, others at the end."""
+    nothing = torch.iinfo(tiles.dtype).max
+    tiles = tiles.masked_fill(~keep, nothing).sort(-1).values
     again = torch.zeros_like(tiles, dtype=torch.bool)
     again[..., 1:] = tiles[..., 1:] == tiles[..., :-1]
-    tiles = tiles.masked_fill(again, nothing).sort(-1).values.contiguous()
-    count = (tiles < nothing).sum(-1, dtype=torch.int32)
+    return tiles.masked_fill(again, nothing).sort(-1).values
+
+
+def lists(tiles, keep):
+    """The tiles of each row (b, h, rows, width) to ``keep``; where each list begins, and its length."""
+    tiles = once(tiles, keep).contiguous()
+    count = (tiles < torch.iinfo(tiles.dtype).max).sum(-1, dtype=torch.int32)
     begin = torch.arange(count.numel(), device=tiles.device).view(count.shape) * tiles.shape[-1]
     return tiles, begin, count
 
 
 def turned(values, number):
-    """For each value 0 to number - 1, the rows (ascending) that hold it in (b, h, rows, slots): as `_lists`."""
+    """For each value 0 to number - 1, the rows (ascending) that hold it in (b, h, rows, slots); begins and lengths."""
     b, h, _, slots = values.shape
     flat = torch.where((values < 0) | (values >= number), number, values).flatten(2)
     flat, order = flat.sort(dim=-1, stable=True)
@@ -293,14 +335,6 @@ def turned(values, number):
     count = (torch.searchsorted(flat, each, right=True) - begin).to(torch.int32)
     offset = torch.arange(b * h, device=values.device).view(b, h, 1) * flat.shape[-1]
     return (order // max(1, slots)).to(torch.int32), begin + offset, count
-
-
-def distinct(lists):
-    """Each row's values once: (b, h, rows, slots), repeats replaced by -1."""
-    lists = lists.sort(-1).values
-    again = torch.zeros_like(lists, dtype=torch.bool)
-    again[..., 1:] = lists[..., 1:] == lists[..., :-1]
-    return lists.masked_fill(again, -1)
 
 
 class _Attention(torch.autograd.Function):

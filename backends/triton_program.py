@@ -11,7 +11,7 @@ from textwrap import indent
 
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Tile, Walk
 from patternc.relation import Loop, View
-from patternc.scalar import TRUE, Scalar, Var, op
+from patternc.scalar import FALSE, TRUE, Scalar, Var, op, variables
 from patternc.terms import Document, Layout
 
 from .printer import POSITION_LIMIT, is_wide, triton
@@ -21,6 +21,8 @@ class Program:
     """One kernel: a pass of a plan, for one of its heads' groups."""
 
     kind = ""
+    lists = "row_lists"
+    """The host functions that list the tiles of its rows."""
     pointers: tuple[str, ...] = ()
     strides: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ("n", "n_q", "heads", "sharing", "run_heads", "splits")
@@ -34,13 +36,20 @@ class Program:
         size = min(tile.rows, tile.columns)
         self.wide = any(is_wide(*_scalars(phase), tile=size) for phase in group.phases) or any(
             is_wide(*(e for loop in atom.loops for e in (loop.start, loop.count)))
-            for _, atom in group.atoms
+            for _, atom in self.atoms
             if isinstance(atom, Draws)
         )
 
     @property
     def name(self) -> str:
         return f"{self.kind}_g{self.index}"
+
+    @property
+    def atoms(self) -> list[tuple[str, Atom]]:
+        """The atoms that the kernel itself looks at."""
+        used = frozenset().union(*(variables(phase.mask) for phase in self.group.phases))
+        drawn = {phase.source for phase in self.group.phases if isinstance(phase, Gather)} - self._gathers_from_lists
+        return [(name, atom) for name, atom in self.group.atoms if name in used | drawn]
 
     @property
     def listed(self) -> list[tuple[int, Listed]]:
@@ -59,7 +68,7 @@ class Program:
     def _parameters(self) -> list[str]:
         """The parameters that atoms and phases need."""
         found = []
-        for name, atom in self.group.atoms:
+        for name, atom in self.atoms:
             if isinstance(atom, Layout):
                 found += [f"{name}_ptr", f"{name}_b", f"{name}_h", f"{name}_r"]
             elif isinstance(atom, Document):
@@ -71,7 +80,8 @@ class Program:
                 case Walk(documents=documents):
                     found += [p for j in range(len(documents)) for p in (f"first_{i}_{j}", f"end_{i}_{j}", f"first_{i}_{j}_b")]
                 case Listed():
-                    found += [f"list_{i}", f"begin_{i}", f"count_{i}", f"list_{i}_b", f"list_{i}_h"]
+                    found += [f"{part}_{i}{kind}" for kind, _ in kinds(phase) for part in ("list", "begin", "count")]
+                    found += [f"list_{i}_b", f"list_{i}_h"]
                 case Gather():
                     found += self._gather_parameters(i, phase)
         return found
@@ -84,6 +94,7 @@ class Program:
     # What the kinds say.
 
     _drawn_from_table = False
+    _gathers_from_lists: frozenset[str | int] = frozenset()
     _row, _column = "q", "k"
     _last_first = True
 
@@ -214,21 +225,30 @@ class Program:
     def _phase(self, i: int, phase: Phase) -> list[str]:
         match phase:
             case Walk(full, partial, mask, _, documents, view):
-                lines = [f"# phase {i}: tiles in closed form", *(self._clip(i, len(documents)) if documents else [])]
-                if full:
-                    lines += self._walk(f"{i}f", full, None, view, clipped=bool(documents))
-                if partial:
-                    lines += self._walk(f"{i}p", partial, mask, view, clipped=bool(documents))
+                lines = [f"# phase {i}: tiles in closed form"]
+                inner, outer = [(loop, "", "") for loop in full], [(loop, "", "") for loop in partial]
+                if documents:
+                    lines += self._clip(i, len(documents))
+                    inner = [(loop, "low_inside", "high_inside") for loop in full]
+                    outer = [(loop, "low", "high") for loop in partial]
+                    for loop in full:
+                        outer += [(loop, "low", "low_inside"), (loop, "high_inside", "high")]
+                if inner:
+                    lines += self._walk(f"{i}f", inner, None, view)
+                if outer:
+                    lines += self._walk(f"{i}p", outer, mask, view)
                 return lines
-            case Listed(_, _, mask):
-                return [
-                    f"# phase {i}: tiles listed at run time",
-                    f"at_{i} = b64 * list_{i}_b + head.to(tl.int64) * list_{i}_h + {self._listed_tile}",
-                    f"list_{i}_at = list_{i} + tl.load(begin_{i} + at_{i})",
-                    f"for t in range(0, tl.load(count_{i} + at_{i})):",
-                    f"    J = tl.load(list_{i}_at + t)",
-                    *("    " + line for line in self._step(mask, View())),
-                ]
+            case Listed():
+                at = f"at_{i} = b64 * list_{i}_b + head.to(tl.int64) * list_{i}_h + {self._listed_tile}"
+                lines = [f"# phase {i}: tiles listed at run time", at]
+                for kind, mask in kinds(phase):
+                    lines += [
+                        f"list_at = list_{i}{kind} + tl.load(begin_{i}{kind} + at_{i})",
+                        f"for t in range(0, tl.load(count_{i}{kind} + at_{i})):",
+                        "    J = tl.load(list_at + t)",
+                        *("    " + line for line in self._step(mask, View())),
+                    ]
+                return lines
             case Gather():
                 return [f"# phase {i}: pairs one by one", *self._gather(i, phase)]
 
@@ -236,23 +256,34 @@ class Program:
     _lowest = "n - n_q"
 
     def _clip(self, i: int, documents: int) -> list[str]:
-        """The range of tiles that the documents of these rows reach."""
-        lines = ["low = 0", "high = n"]
+        """The range of tiles that the documents of these rows reach, and that of the tiles within one document."""
+        lines = ["low, low_inside = 0, 0", "high, high_inside = n, n"]
         for j in range(documents):
+            first, end = (f"{side}_{i}_{j} + b64 * first_{i}_{j}_b" for side in ("first", "end"))
+            top, bottom = f"tl.maximum(first_row, {self._lowest})", "tl.minimum(first_row + ROWS, n) - 1"
             lines += [
-                f"low = tl.maximum(low, tl.load(first_{i}_{j} + b64 * first_{i}_{j}_b + tl.maximum(first_row, {self._lowest})))",
-                f"high = tl.minimum(high, tl.load(end_{i}_{j} + b64 * first_{i}_{j}_b + tl.minimum(first_row + ROWS, n) - 1))",
+                f"low = tl.maximum(low, tl.load({first} + {top}))",
+                f"high = tl.minimum(high, tl.load({end} + {bottom}))",
+                f"low_inside = tl.maximum(low_inside, tl.load({first} + {bottom}))",
+                f"high_inside = tl.minimum(high_inside, tl.load({end} + {top}))",
             ]
-        return [*lines, "low = low // COLUMNS", "high = (high + COLUMNS - 1) // COLUMNS"]
+        return [
+            *lines,
+            "low, high = low // COLUMNS, (high + COLUMNS - 1) // COLUMNS",
+            "low_inside = tl.minimum((low_inside + COLUMNS - 1) // COLUMNS, high)",
+            "high_inside = tl.maximum(tl.minimum(high_inside // COLUMNS, high), low_inside)",
+        ]
 
-    def _walk(self, key: str, loops: tuple[Loop, ...], mask: Scalar | None, view: View, *, clipped: bool) -> list[str]:
+    def _walk(self, key: str, walked: list[tuple[Loop, str, str]], mask: Scalar | None, view: View) -> list[str]:
+        """Loops, each with the names of the lowest tile and of the one after the last, if they are clipped."""
         lines = []
-        for j, loop in enumerate(loops):
+        loops = [loop for loop, _, _ in walked]
+        for j, (loop, low, high) in enumerate(walked):
             lines += [f"start_{key}{j} = {triton(loop.start)}", f"count_{key}{j} = tl.maximum({triton(loop.count)}, 0)"]
-            if clipped:
+            if low:
                 lines += [
-                    f"skip_{key}{j} = tl.maximum(low - start_{key}{j} + {loop.step - 1}, 0) // {loop.step}",
-                    f"last_{key}{j} = div(high - 1 - start_{key}{j}, {loop.step}) + 1",
+                    f"skip_{key}{j} = tl.maximum({low} - start_{key}{j} + {loop.step - 1}, 0) // {loop.step}",
+                    f"last_{key}{j} = div({high} - 1 - start_{key}{j}, {loop.step}) + 1",
                     f"count_{key}{j} = tl.maximum(tl.minimum(count_{key}{j}, last_{key}{j}) - skip_{key}{j}, 0)",
                     f"start_{key}{j} = start_{key}{j} + {loop.step} * skip_{key}{j}",
                 ]
@@ -287,12 +318,25 @@ class Program:
         begin = " + ".join(["0", *(f"count_{key}{m}" for m in range(j))])
         return f"((t < {begin}) | (t >= {begin} + count_{key}{j}) | ({triton(loops[j].guard, {'x': 'J'})}))"
 
-    def _columns(self, view: View) -> tuple[str, str, list[str]]:
-        """How a tile of the other side is loaded: the function, the places it is given, and the positions."""
-        lines = ["first = (J * COLUMNS).to(tl.int32)"]
-        if view.key == Var("u"):
-            return "load_tile", "first", [*lines, "columns = first + tl.arange(0, COLUMNS)"]
-        return "load_rows", "columns", [*lines, f"columns = {triton(view.key, {'u': '(first + tl.arange(0, COLUMNS))'})}"]
+    def _columns(self, view: View) -> list[str]:
+        """The positions of a tile of the other side."""
+        return [
+            "first = (J * COLUMNS).to(tl.int32)",
+            f"columns = {triton(view.key, {'u': '(first + tl.arange(0, COLUMNS))'})}",
+        ]
+
+    def _load(self, tensor: str, head: str, view: View, shift: str, bound: str) -> str:
+        """A tile of the other side of ``tensor`` (its letter); its positions are less by ``shift``."""
+        residue = triton(op("%", op("-", Var("r"), view.offset), view.stride)) if view.stride > 1 else "0"
+        regular = view.key == Var("u") or view.stride > 1
+        place = "first" if view.key == Var("u") else "columns"
+        wide, block = ("VALUE_DIM", "BLOCK_V") if tensor in "vg" else ("HEAD_DIM", "BLOCK_D")
+        engine = f"{tensor}_view, batch, {head}, {residue}, first{shift}" if regular else "None, 0, 0, 0, 0"
+        limit = "n_q" if shift else "n"
+        return (
+            f"load_tile({engine}, {tensor}_base, {place}{shift}, stride_{tensor}n, stride_{tensor}d, {limit}, "
+            f"COLUMNS, {wide}, {block}, {bound})"
+        )
 
 
 class _ByQuery(Program):
@@ -306,14 +350,15 @@ class _ByQuery(Program):
             "valid_row = (rows >= n - n_q) & (rows < n)",
             "dims = tl.arange(0, BLOCK_D)",
             "dims_v = tl.arange(0, BLOCK_V)",
-            "k_base = k_ptr + b64 * stride_kb + (head // sharing).to(tl.int64) * stride_kh",
-            "v_base = v_ptr + b64 * stride_vb + (head // sharing).to(tl.int64) * stride_vh",
+            "kv = head // sharing",
+            "k_base = k_ptr + b64 * stride_kb + kv.to(tl.int64) * stride_kh",
+            "v_base = v_ptr + b64 * stride_vb + kv.to(tl.int64) * stride_vh",
             "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
             "q_at = q_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_qn + dims[None, :] * stride_qd",
             "query = tl.load(q_at, mask=valid_row[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)",
             "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
             "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
-            *(line for name, atom in self.group.atoms for line in self._atom_setup(name, atom)),
+            *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
         ]
 
     _SHARE_AT = "((turn * (tl.num_programs(1) // run_heads) + b64) * heads + head) * (tl.num_programs(0) // splits * ROWS)"
@@ -325,14 +370,14 @@ class _ByQuery(Program):
         return [f"put, kept = {self._SHARE_AT} + place * ROWS + lanes, lanes >= 0"]
 
     def _keys_and_scores(self, mask: Scalar | None, view: View) -> tuple[str, list[str]]:
-        load, place, lines = self._columns(view)
-        bound = int(mask is not None)
-        lines += [
-            f"key = {load}(k_base, {place}, stride_kn, stride_kd, n, COLUMNS, HEAD_DIM, BLOCK_D, {bound})",
+        bound = str(int(mask is not None))
+        lines = [
+            *self._columns(view),
+            f"key = {self._load('k', 'kv', view, '', bound)}",
             "scores = tl.dot(query, key.T, input_precision='ieee') * (scale * 1.4426950408889634)",
             *(self._masked(mask, "columns") if mask is not None else []),
         ]
-        return f"value = {load}(v_base, {place}, stride_vn, stride_vd, n, COLUMNS, VALUE_DIM, BLOCK_V, {bound})", lines
+        return f"value = {self._load('v', 'kv', view, '', bound)}", lines
 
     def _gather_parameters(self, i: int, phase: Gather) -> list[str]:
         if isinstance(phase.source, str):
@@ -371,7 +416,7 @@ class Forward(_ByQuery):
     """Output and log-sum-exp: the online softmax."""
 
     kind = "kernel"
-    pointers = ("q_ptr", "k_ptr", "v_ptr", "out_ptr", "prior_ptr", "lse_ptr")
+    pointers = ("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "out_ptr", "prior_ptr", "lse_ptr")
     _fold_one = "acc, total, top = fold_one(acc, total, top, scores, value)"
 
     def _share_pointers(self, i: int) -> list[str]:
@@ -395,9 +440,10 @@ class Forward(_ByQuery):
             lines += [
                 *self._shared_places(i),
                 f"shared = (b64 * heads + head) * share_{i}_rows + shared",
-                f"more = tl.load(share_{i}_ptr + shared[:, None] * VALUE_DIM + dims_v[None, :], mask=held[:, None] & valid_out)",
+                f"more_at = share_{i}_ptr + shared[:, None] * VALUE_DIM + dims_v[None, :]",
+                "more = tl.load(more_at, mask=held[:, None] & valid_out, other=0.0)",
                 f"lse = tl.load(share_{i}_lse + shared, mask=held & valid_row, other=float('-inf')) * 1.4426950408889634",
-                "acc, total, top = join(acc, total, top, tl.where(held[:, None] & valid_out, more, 0.0), lse)",
+                "acc, total, top = join(acc, total, top, more, lse)",
             ]
         return lines
 
@@ -424,8 +470,8 @@ class Queries(_ByQuery):
     """
 
     kind = "queries"
-    pointers = ("q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr", "delta_ptr", "norm_ptr", "dq_ptr")
-    pointers += ("prior_ptr",)
+    pointers = ("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr")
+    pointers += ("delta_ptr", "norm_ptr", "dq_ptr", "prior_ptr")
     strides = (*_ByQuery.strides, *(f"stride_g{axis}" for axis in "bhnd"))
     _fold_one = "acc = fold_query_one(acc, scores, norm, delta, grad, key, value)"
 
@@ -486,7 +532,9 @@ class Keys(Program):
     """
 
     kind = "keys"
-    pointers = ("q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr", "dk_ptr", "dv_ptr", "dk_prior", "dv_prior")
+    lists = "key_lists"
+    pointers = ("q_view", "g_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr")
+    pointers += ("dk_ptr", "dv_ptr", "dk_prior", "dv_prior")
     strides = tuple(f"stride_{t}{axis}" for t in "qkvg" for axis in "bhnd")
     lengths = ("n", "n_q", "heads", "run_heads", "splits")
     constants = (*Program.constants, "PREFIX", "CARRY", "LAST")
@@ -500,6 +548,10 @@ class Keys(Program):
 
     def _share_pointers(self, i: int) -> list[str]:
         return [f"share_{i}_dk", f"share_{i}_dv"]
+
+    @property
+    def _gathers_from_lists(self) -> frozenset[str | int]:
+        return frozenset(phase.source for phase in self.group.phases if isinstance(phase, Gather))
 
     def _parameters(self) -> list[str]:
         return [*super()._parameters(), "sharing"]
@@ -542,7 +594,7 @@ class Keys(Program):
             "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
             "g_base = grad_ptr + b64 * stride_gb + head.to(tl.int64) * stride_gh",
             "at_base = (b64 * heads + head) * n_q",
-            *(line for name, atom in self.group.atoms for line in self._atom_setup(name, atom)),
+            *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
             *super()._body(),
         ]
         if len(self.group.heads) < self.group.period:
@@ -551,19 +603,20 @@ class Keys(Program):
         return ["for member in range(0, sharing):", *("    " + line for line in inner)]
 
     def _step(self, mask: Scalar | None, view: View) -> list[str]:
-        load, place, lines = self._columns(view)
-        shift = f"{place} - (n - n_q)"
         bound = "2 if PREFIX else 1" if mask is not None else "2 if PREFIX else 0"
         return [
-            *lines,
-            f"query = {load}(q_base, {shift}, stride_qn, stride_qd, n_q, COLUMNS, HEAD_DIM, BLOCK_D, {bound})",
-            f"grad = {load}(g_base, {shift}, stride_gn, stride_gd, n_q, COLUMNS, VALUE_DIM, BLOCK_V, {bound})",
+            *self._columns(view),
+            f"query = {self._load('q', 'head', view, ' - (n - n_q)', bound)}",
+            f"grad = {self._load('g', 'head', view, ' - (n - n_q)', bound)}",
             "near = (columns >= n - n_q) & (columns < n)",
             "norm = tl.load(norm_ptr + at_base + columns - (n - n_q), mask=near, other=float('inf'))",
-            "delta = tl.load(delta_ptr + at_base + columns - (n - n_q), mask=near, other=0.0)",
             "scores = tl.dot(key, query.T, input_precision='ieee') * (scale * 1.4426950408889634)",
             *(self._masked(mask, "columns") if mask is not None else []),
-            "dk, dv = fold_key(dk, dv, scores, norm, delta, query, grad, value)",
+            "p = tl.exp2(scores - norm[None, :])",
+            "dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision='ieee')",
+            "delta = tl.load(delta_ptr + at_base + columns - (n - n_q), mask=near, other=0.0)",
+            "slope = p * (tl.dot(value, grad.T, input_precision='ieee') - delta[None, :])",
+            "dk = tl.dot(slope.to(query.dtype), query, dk, input_precision='ieee')",
         ]
 
     def _gather_parameters(self, i: int, phase: Gather) -> list[str]:  # noqa: ARG002
@@ -580,8 +633,10 @@ class Keys(Program):
             "    safe_q, safe_k = q, tl.minimum(k, n - 1)",
             f"    keep = (t < count)[:, None] & ({self._mask(phase.mask)})",
             "    place = query_at.to(tl.int64)[:, None]",
-            "    query = tl.load(q_base + place * stride_qn + dims[None, :] * stride_qd, mask=keep & (dims < HEAD_DIM)[None, :], other=0.0)",
-            "    grad = tl.load(g_base + place * stride_gn + dims_v[None, :] * stride_gd, mask=keep & (dims_v < VALUE_DIM)[None, :], other=0.0)",
+            "    q_at = q_base + place * stride_qn + dims[None, :] * stride_qd",
+            "    query = tl.load(q_at, mask=keep & (dims < HEAD_DIM)[None, :], other=0.0)",
+            "    g_at = g_base + place * stride_gn + dims_v[None, :] * stride_gd",
+            "    grad = tl.load(g_at, mask=keep & (dims_v < VALUE_DIM)[None, :], other=0.0)",
             "    norm = tl.load(norm_ptr + at_base + query_at)",
             "    delta = tl.load(delta_ptr + at_base + query_at)",
             "    scores = tl.sum(query.to(tl.float32) * key.to(tl.float32), 1) * (scale * 1.4426950408889634)",
@@ -652,6 +707,12 @@ def _merged(atom: Draws, names: dict[str, str]) -> list[str]:
     ]
 
 
+def kinds(phase: Listed) -> list[tuple[str, Scalar | None]]:
+    """The lists of a phase: of full tiles (f), which need no mask, where there may be some, and of partial ones (p)."""
+    partial: list[tuple[str, Scalar | None]] = [("p", phase.mask)]
+    return partial if phase.full == FALSE else [("f", None), *partial]
+
+
 def slots(atom: Draws) -> int:
     """The draws rounded up to a power of two, as Triton's ranges need."""
     return 1 << (atom.choice.draws - 1).bit_length()
@@ -661,5 +722,5 @@ def _scalars(phase: Phase) -> list[Scalar]:
     match phase:
         case Walk(full=full, partial=partial, mask=mask):
             return [mask, *(e for loop in full + partial for e in (loop.start, loop.count, loop.guard))]
-        case Listed(_, _, mask) | Gather(_, _, mask):
-            return [mask]
+        case Listed() | Gather():
+            return [phase.mask]

@@ -309,11 +309,10 @@ class Relation:
     @_budgeted
     def _tiles(self, rows: int, columns: int, view: View, cover: isl.Map, *, exact: bool) -> TileSets:
         row_tile, column_tile = _tile_rows(rows, view), _tile_columns(columns, view)
-        halo = isl.Map("[n] -> { [q] -> [k] : 0 <= q < n and k >= 0 }")
         active = row_tile.reverse().apply_range(cover).apply_range(column_tile).coalesce()
         if not exact:
             return TileSets(rows, columns, view, exact, active - active, active)
-        broken = row_tile.reverse().apply_range(halo - self._map).apply_range(column_tile)
+        broken = row_tile.reverse().apply_range(_halo() - self._map).apply_range(column_tile)
         full = (active - broken).coalesce()
         tiles = TileSets(rows, columns, view, exact, full, (active - full).coalesce())
         if tiles.guards and not view.few:
@@ -325,16 +324,26 @@ class Relation:
 
     def active_tiles(self, rows: int, columns: int) -> Scalar:
         """Whether tile (``I``, ``J``) may hold a pair, as a condition on ``I``, ``J``, ``n``; true if that is too complex."""
+        return self._tile_condition(rows, columns, whole=False)
+
+    def full_tiles(self, rows: int, columns: int) -> Scalar:
+        """Whether tile (``I``, ``J``) surely holds every pair of queries that exist and all its keys; false if too complex."""
+        return self._tile_condition(rows, columns, whole=True)
+
+    def _tile_condition(self, rows: int, columns: int, *, whole: bool) -> Scalar:
         try:
             with budget(TILE_BUDGET):
-                active = _tile_rows(rows).reverse().apply_range(self._map).apply_range(_tile_columns(columns))
-                condition = _as_parameters(active, "I", "J").coalesce()
+                row_tile, column_tile = _tile_rows(rows), _tile_columns(columns)
+                tiles = row_tile.reverse().apply_range(self._map).apply_range(column_tile)
+                if whole:
+                    tiles = tiles - row_tile.reverse().apply_range(_halo() - self._map).apply_range(column_tile)
+                condition = _as_parameters(tiles, "I", "J").coalesce()
                 build = isl.AstBuild.from_context(
                     isl.Set(f"[n, I, J] -> {{ : I, J >= 0 and {rows} * I < n and {columns} * J < n }}")
                 )
                 return _condition(build.expr_from_set(condition))
         except BudgetExceeded:
-            return TRUE
+            return Const(not whole)
 
     def __str__(self) -> str:
         return str(self._map)
@@ -393,6 +402,11 @@ def everything() -> Relation:
 def nothing() -> Relation:
     """No pairs."""
     return Relation(isl.Map(_SPACE + " and false }"))
+
+
+def _halo() -> isl.Map:
+    """Every query that exists with every key, also those past the end."""
+    return isl.Map("[n] -> { [q] -> [k] : 0 <= q < n and k >= 0 }")
 
 
 def _fitting(expr: Scalar, names: str) -> Scalar:

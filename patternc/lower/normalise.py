@@ -27,6 +27,8 @@ class Part:
     choices: tuple[Random | TopK, ...] = ()
     draws: tuple[str, ...] = ()
     held: Scalar = FALSE
+    rests_on_others: bool = False
+    """Whether the mask leaves out pairs of earlier parts that depend on runtime inputs."""
 
 
 class AtomTable:
@@ -63,7 +65,7 @@ def disjoint_parts(meaning: Meaning, atoms: AtomTable) -> list[Part]:
         rest, mask = _beyond(condition, static, atoms)
         if not rest.is_empty():
             mask = conjunction([mask, *(op("not", h) for h in held)])
-            parts.append(Part(rest, mask, condition.filters))
+            parts.append(Part(rest, mask, condition.filters, rests_on_others=bool(held)))
             held.append(mask)
     picks = sorted(meaning.picks, key=lambda t: any(isinstance(c, TopK) for c in t.choices))
     for term in picks:

@@ -11,7 +11,7 @@ from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Plan, Selection
 from patternc.lower.views import split
 from patternc.pattern import Pattern
 from patternc.relation import IDENTITY, BudgetExceeded, Loop, Relation, View
-from patternc.scalar import TRUE
+from patternc.scalar import FALSE, TRUE, variables
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
 
@@ -132,7 +132,7 @@ class _Phases:
             return _drawn(part, relation, randoms, self._tile)
         tables = tuple(self._atoms.name(f) for f in part.filters if isinstance(f, Layout) and not f.negated)
         if tables:
-            return Listed(tables, relation.active_tiles(self._tile.rows, self._tile.columns), part.mask)
+            return _listed(part, relation, tables, self._tile, next(f.block for f in part.filters if isinstance(f, Layout)))
         return _walk(part, relation, self._tile)
 
 
@@ -141,7 +141,17 @@ def _drawn(part: Part, relation: Relation, randoms: list[Random], tile: Tile) ->
     lead = min(range(len(randoms)), key=lambda i: randoms[i].block)
     if randoms[lead].block == 1:
         return Gather(part.draws[lead], randoms[lead].draws, without(part.mask, part.draws[lead]))
-    return Listed((part.draws[lead],), relation.active_tiles(tile.rows, tile.columns), part.mask)
+    return _listed(part, relation, (part.draws[lead],), tile, randoms[lead].block)
+
+
+def _listed(part: Part, relation: Relation, sources: tuple[str, ...], tile: Tile, block: int) -> Listed:
+    """Tiles listed by the first source. Where its blocks hold whole tiles, a listed tile lies within it."""
+    active, mask = relation.active_tiles(tile.rows, tile.columns), part.mask
+    if block % tile.rows or block % tile.columns:
+        return Listed(sources, active, mask)
+    mask = without(mask, sources[0])
+    plain = variables(mask) <= {"q", "k", "n"}
+    return Listed(sources, active, mask, relation.full_tiles(tile.rows, tile.columns) if plain else FALSE)
 
 
 def _walk(part: Part, relation: Relation, tile: Tile) -> Walk:
@@ -149,4 +159,6 @@ def _walk(part: Part, relation: Relation, tile: Tile) -> Walk:
     if not part.filters:
         return Walk(tiles.full, tiles.partial, part.mask, tiles.exact)
     documents = tuple(f.name for f in part.filters if isinstance(f, Document) and not f.negated)
+    if len(documents) == len(part.filters) and not part.rests_on_others:
+        return Walk(tiles.full, tiles.partial, part.mask, tiles.exact, documents)
     return Walk((), tiles.full + tiles.partial, part.mask, tiles.exact, documents)

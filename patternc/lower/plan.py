@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from patternc.relation import IDENTITY, Loop, View
-from patternc.scalar import TRUE, Scalar, text
+from patternc.scalar import FALSE, TRUE, Scalar, text
 from patternc.terms import Document, Layout, Random, TopK
 
 
@@ -41,7 +41,8 @@ Atoms: TypeAlias = tuple[tuple[str, Atom], ...]
 class Walk:
     """Key tiles in closed form: those of ``full`` without a mask, those of ``partial`` with it.
 
-    ``documents`` names the runtime inputs whose documents bound the loops. Tiles count positions in the ``view``.
+    ``documents`` names the runtime inputs whose documents bound the loops: a tile of ``full`` needs no mask where it lies
+    within one document of each. Tiles count positions in the ``view``.
     """
 
     full: tuple[Loop, ...]
@@ -62,14 +63,19 @@ class Walk:
 
 @dataclass(frozen=True)
 class Listed:
-    """Key tiles that are listed at run time: those of ``active`` (in I, J, n) that the atoms in ``sources`` may hold."""
+    """Key tiles that are listed at run time: those of ``active`` (in I, J, n) that the atoms in ``sources`` may hold.
+
+    Tiles of ``full`` need no mask: a listed one holds all its pairs.
+    """
 
     sources: tuple[str, ...]
     active: Scalar
     mask: Scalar
+    full: Scalar = FALSE
 
     def __str__(self) -> str:
-        return f"walk the key tiles listed by {', '.join(self.sources)}\n  partial  where {text(self.mask)}"
+        full = "" if self.full == FALSE else f"\n  full     where {text(self.full)}"
+        return f"walk the key tiles listed by {', '.join(self.sources)}{full}\n  partial  where {text(self.mask)}"
 
 
 @dataclass(frozen=True)
