@@ -79,7 +79,13 @@ class Pattern:
         return period(self.expression, "layers")
 
     def layer(self, index: int) -> Pattern:
-        """The pattern of one layer, counted from 0 at the bottom."""
+        """The pattern of one layer, counted from 0 at the bottom; a schedule starts again after its last layer.
+
+        Raises:
+            ValueError: a negative index.
+        """
+        if index < 0:
+            raise ValueError(f"layer must be at least 0, the bottom layer, got {index}")
         return Pattern(select(self.expression, {"layers": index}), self.name)
 
     def head(self, index: int) -> Pattern:

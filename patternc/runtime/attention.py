@@ -26,6 +26,24 @@ CAST = (torch.float16, torch.bfloat16, torch.float32)  # under autocast; float64
 AUTOCAST_DEVICES = frozenset({"cpu", "cuda", "hpu", "mps", "xpu"})
 
 
+def _fit(q: Any, k: Any, v: Any) -> bool:
+    """Whether nothing is wrong with a call, in less time than `check_call` takes to say what is."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return False
+    a, b, c = q.shape, k.shape, v.shape
+    return bool(
+        len(a) == len(b) == len(c) == 4
+        and q.device == k.device == v.device
+        and q.dtype == k.dtype == v.dtype
+        and q.dtype.is_floating_point
+        and a[0] == b[0] == c[0]
+        and b[1] == c[1] > 0
+        and a[1] % b[1] == 0
+        and a[2] <= b[2] == c[2] <= MAX_LENGTH
+        and a[3] == b[3] > 0
+    )
+
+
 @dataclass(frozen=True)
 class Attention:
     """Sparse attention for one pattern (one layer of it): call it like `torch`'s scaled_dot_product_attention."""
@@ -72,28 +90,32 @@ class Attention:
             ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
             TypeError: wrong types, dtypes, or a runtime input that the pattern does not have.
         """
-        if isinstance(q, Tensor) and q.device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(q.device.type):
-            dtype = torch.get_autocast_dtype(q.device.type)
+        device = q.device.type if isinstance(q, Tensor) else ""
+        if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
             q, k, v = (t.to(dtype) if isinstance(t, Tensor) and t.dtype in CAST else t for t in (q, k, v))
-        check_call(q, k, v)
-        if k.shape[2] > MAX_LENGTH:
-            raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {MAX_LENGTH:,}")
-        given = self._inputs(inputs)
+        if not _fit(q, k, v):
+            check_call(q, k, v)
+            if k.shape[2] > MAX_LENGTH:
+                raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {MAX_LENGTH:,}")
+        given = self._inputs(inputs) if self._names or inputs or self.bound else {}
         for name, t in given.items():
             if not (name in self._selects and callable(t)):
                 check_input(name, t, q.device)
         program, layer, backend = self._program, 0, self.backend
         tensors = [t for t in given.values() if isinstance(t, Tensor)]
+        direct = operator.direct(q, k, v, *tensors)
         chosen: list[Tensor] = []
         if self._selects:
-            if len(tensors) == len(given):
+            if len(tensors) == len(given) and not direct:
                 chosen = operator.select(q, k, v, tensors, program, layer, backend)
             else:
                 with torch.no_grad():
                     chosen = operator.module_of(program, layer, backend, q, v).selections(q, k, given)
-        kept = [t for name, t in given.items() if name not in self._selects]
+        kept = [t.detach() if t.requires_grad else t for name, t in given.items() if name not in self._selects]
         scale = float(q.shape[3] ** -0.5 if scale is None else scale)
-        out, lse = operator.attention(q, k, v, kept, chosen, program, layer, backend, scale)
+        run = operator.call if direct else operator.attention
+        out, lse = run(q, k, v, kept, chosen, program, layer, backend, scale)
         return (out, lse) if return_lse else out
 
     def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:

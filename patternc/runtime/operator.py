@@ -1,26 +1,59 @@
 """The torch operators behind a call, so that `torch.compile`, export and autograd see one opaque node each.
 
-A kernel is named by its pattern's text: any process can rebuild it.
+A kernel is named by its pattern's text: any process can rebuild it. Torch takes longer to dispatch to an operator than a
+short kernel takes to run, so where there is nothing to dispatch on (`direct`), `call` does the same without it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import _C, Tensor
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from patternc.backend import Request, choose
 from patternc.runtime.compile import kernel
 
 
+def _bits(*names: str) -> int:
+    return reduce(or_, (_C.DispatchKeySet(getattr(_C.DispatchKey, name)).raw_repr() for name in names))
+
+
+# What the dispatcher looks at in a thread without modes, transforms and tracing, and in a tensor that is just memory.
+THREAD_KEYS = _bits("BackendSelect", "ADInplaceOrView")
+TENSOR_KEYS = _bits(
+    "ADInplaceOrView", *(stage + device for stage in ("", "Autograd", "Autocast") for device in ("CPU", "CUDA"))
+)
+
+
+def direct(*tensors: Tensor) -> bool:
+    """Whether an operator on these tensors would do nothing but run its kernel and note the gradients."""
+    if torch.compiler.is_compiling() or has_torch_function(tensors) or forward_ad._current_level >= 0:
+        return False
+    keys = _C._dispatch_tls_local_include_set().raw_repr() & ~THREAD_KEYS
+    for t in tensors:
+        keys |= _C._dispatch_keys(t).raw_repr() & ~TENSOR_KEYS
+    return keys == 0
+
+
 def request_of(q: Tensor, v: Tensor) -> Request:
     """The request that a call makes of a backend."""
-    dtype = str(q.dtype).removeprefix("torch.")
-    head_dim, value_dim = int(q.shape[3]), int(v.shape[3])  # kernels are specialised to them, under torch.compile too
-    return Request(q.device.type, dtype, head_dim, value_dim, v.shape[2], _generation(q.device))
+    return _request(*_key(q, v))
+
+
+def _key(q: Tensor, v: Tensor) -> tuple[torch.device, torch.dtype, int, int, int]:
+    """What a request is made from. Kernels are specialised to the head_dims, under torch.compile too."""
+    return q.device, q.dtype, int(q.shape[3]), int(v.shape[3]), v.shape[2]
+
+
+def _request(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, length: int) -> Request:
+    return Request(device.type, str(dtype).removeprefix("torch."), head_dim, value_dim, length, _generation(device))
 
 
 @lru_cache(maxsize=64)
@@ -31,7 +64,15 @@ def _generation(device: torch.device) -> int:
 
 def module_of(program: str, layer: int, backend: str, q: Tensor, v: Tensor) -> Any:
     """The loaded kernel that serves a call; an empty ``backend`` leaves the choice to the request."""
-    request = request_of(q, v)
+    key = _key(q, v)
+    find = _module if type(key[-1]) is int else _module.__wrapped__  # a symbolic length has no hash
+    return find(program, layer, backend, *key)
+
+
+@lru_cache(maxsize=4096)
+def _module(program: str, layer: int, backend: str, *key: Any) -> Any:
+    """Kept for each length, because the backend may depend on it; the kernel does not."""
+    request = _request(*key)
     return kernel(program, layer, choose(request, backend).name, replace(request, length=0))
 
 
@@ -55,8 +96,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer
     return [q.new_empty(shape, dtype=torch.int32) for shape in shapes]
 
 
-@torch.library.custom_op("patternc::attention", mutates_args=())
-def attention(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -71,6 +111,9 @@ def attention(
     module = module_of(program, layer, backend, q, v)
     out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale)
     return out, lse
+
+
+attention = torch.library.custom_op("patternc::attention", _forward, mutates_args=())
 
 
 @attention.register_fake
@@ -89,8 +132,7 @@ def _(
     return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=wide)
 
 
-@torch.library.custom_op("patternc::attention_backward", mutates_args=())
-def attention_backward(
+def _gradients(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -113,25 +155,59 @@ def attention_backward(
     return dq, dk, dv
 
 
+attention_backward = torch.library.custom_op("patternc::attention_backward", _gradients, mutates_args=())
+
+
 @attention_backward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, tensors, chosen, *rest = inputs
     ctx.save_for_backward(q, k, v, *output, *tensors, *chosen)
-    ctx.split, ctx.rest = len(tensors), rest
+    ctx.split, ctx.rest = (len(tensors), len(chosen)), rest
+
+
+def _wanted(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k and v that are needed."""
+    q, k, v, out, lse, *tensors = ctx.saved_tensors
+    inputs, chosen = tensors[: ctx.split[0]], tensors[ctx.split[0] :]
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
+    # Gradients that are to be differentiated again come from the operator, which says that they cannot be.
+    plain = not torch.is_grad_enabled() and direct(q, k, v, out, lse, *tensors, grad_out, grad_lse)
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _gradients if plain else attention_backward
+    grads = run(q, k, v, inputs, chosen, *ctx.rest, out, lse, grad_out, grad_lse)
+    return tuple(g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
 
 
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-    q, k, v, out, lse, *tensors = ctx.saved_tensors
-    inputs, chosen = tensors[: ctx.split], tensors[ctx.split :]
-    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    grad_lse = torch.zeros_like(lse) if grad_lse is None else grad_lse
-    grads = attention_backward(q, k, v, inputs, chosen, *ctx.rest, out, lse, grad_out, grad_lse)
-    wanted = (g if needed else None for g, needed in zip(grads, ctx.needs_input_grad, strict=False))
-    return *wanted, [None] * len(inputs), [None] * len(chosen), None, None, None, None
+    lists = [[None] * count for count in ctx.split]
+    return *_wanted(ctx, grad_out, grad_lse), *lists, None, None, None, None
 
 
-attention.register_autograd(_backward, setup_context=_setup)
+attention.register_autograd(_backward, setup_context=_save)
+
+
+class _Attention(torch.autograd.Function):
+    """What the operator is to autograd, without the operator."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        output = _forward(q, k, v, *rest)
+        _save(ctx, (q, k, v, *rest), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+        return *_wanted(ctx, grad_out, grad_lse), None
+
+
+def call(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """What the operator ``attention`` gives, of tensors that are `direct`."""
+    differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if differentiable and not _C._dispatch_tls_is_dispatch_key_excluded(_C.DispatchKey.AutogradFunctionality):
+        found: tuple[Tensor, Tensor] = _Attention.apply(q, k, v, rest)  # type: ignore[no-untyped-call]
+        return found
+    return _forward(q, k, v, *rest)

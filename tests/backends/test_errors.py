@@ -197,6 +197,19 @@ def test_layers_must_be_chosen():
     assert pc.compile("gemma3", layer=5)(Q, K, K).shape == Q.shape
 
 
+@pytest.mark.parametrize("text", ["gemma3", "causal"])
+def test_layers_are_counted_from_0(text):
+    for use in (lambda: pc.compile(text, layer=-1), lambda: pc.attention(Q, K, K, text, layer=-1)):
+        with pytest.raises(ValueError, match="layer must be at least 0, the bottom layer, got -1"):
+            use()
+
+
+def test_a_schedule_of_layers_starts_again():
+    pattern = pc.parse("layers(2 * causal + window(4))")
+    assert [str(pattern.layer(i)) for i in (0, 1, 2, 3, 5)] == ["causal", "causal", "window(4)", "causal", "window(4)"]
+    assert pc.compile(pattern, layer=99).pattern == pattern.layer(0)
+
+
 def test_what_is_not_a_pattern():
     with pytest.raises(pc.PatternError, match="did you mean 'causal'"):
         pc.compile("causl")
