@@ -1,4 +1,4 @@
-"""The command line: `patternc explain | show | check | emit | demo | presets`."""
+"""The command line: `patternc explain | show | check | emit | demo | bench | presets`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,18 @@ class Length(click.ParamType[int]):
         return number
 
 
-LENGTH = Length()
+class Lengths(click.ParamType[tuple[int, ...]]):
+    """Sequence lengths: 4096 or 4K,32K."""
+
+    name = "n,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(LENGTH.convert(part.strip(), param, ctx) for part in value.split(",")))
+
+
+LENGTH, LENGTHS = Length(), Lengths()
 
 
 class _Failure(Exception):
@@ -434,6 +445,76 @@ def _print_demo(found: Demo) -> None:
     console.print(f"q, k, v: (1, {found.heads}, {found.n}, {found.head_dim}) random numbers on {found.device}")
     console.print(f"{found.backend} backend: {found.forward_ms:.2f} ms; dense reference: {found.reference_ms:.2f} ms")
     console.print(f"largest difference between the two: {found.error:.2g}")
+
+
+@main.command(short_help="Time it against torch's dense attention and FlexAttention.")
+@_source
+@_chosen
+@click.option("--n", "lengths", type=LENGTHS, default="4096", show_default=True, help="Sequence lengths, such as 4K,32K.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size.")
+@click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="Query heads.")
+@click.option("--kv-heads", type=click.IntRange(1), help="Key and value heads; as many as query heads by default.")
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension.")
+@click.option(
+    "--dtype", default="", metavar="NAME", help="Such as bfloat16 (the default on a GPU), float16, float32 (on a CPU)."
+)
+@click.option("--device", default="", metavar="NAME", help="cpu, cuda or cuda:1; a GPU by default, where there is one.")
+@_layer
+@click.option("--backward", is_flag=True, help="Also time the backward pass.")
+@click.option("--peers", metavar="NAME,...", help="Only these of sdpa-mask, sdpa-causal, flex, flex-flash; '' for none.")
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also draw a bar chart.")
+@_json
+@_reports_errors
+def bench(
+    source: str,
+    chosen: str | None,
+    lengths: tuple[int, ...],
+    layer: int,
+    peers: str | None,
+    svg: Path | None,
+    as_json: bool,
+    **shape: Any,
+) -> None:
+    """Time a pattern on random numbers, on your own GPU or CPU, beside other attentions under the same mask.
+
+    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. Runtime inputs are drawn at
+    random. The peers are torch's attention with a dense mask (sdpa-mask), its causal one where that is the same
+    (sdpa-causal), and FlexAttention with its own kernels (flex) and with those of flash-attn-4 (flex-flash); a peer that
+    cannot run is listed with the reason. Times are medians in milliseconds, without compilation and without building
+    masks. The floor is what no kernel can beat: the pattern's flops at the speed of a matrix product, or its tensors at the
+    speed of a copy, both measured here.
+
+    \b
+    Examples:
+      patternc bench "causal & window(1024)"
+      patternc bench bigbird --n 4K,32K --backward --svg times.svg
+      patternc bench causal --device cpu --n 1K --heads 4 --peers sdpa-mask,sdpa-causal
+    """
+    try:
+        from patternc.report.bars import bench_svg, bench_table
+        from patternc.runtime.bench import SELF, Setting, run
+    except ImportError as error:
+        hint = "pip install 'patternc[kernels]'" if error.name in ("torch", "triton") else None
+        raise _Failure("no-runtime", f"measuring is not available here: {error}", hint) from None
+    if peers is not None:
+        shape["peers"] = tuple(dict.fromkeys(name.strip() for name in peers.split(",") if name.strip()))
+    pattern = _load_one(source, chosen).layer(layer)
+    if svg is not None:
+        try:
+            svg.touch()
+        except OSError as error:
+            raise _Failure("no-file", f"cannot write '{svg}': {error.strerror}") from None
+    report = run(pattern, lengths, Setting(**shape), lambda step: click.echo(step, err=True))
+    for result in report.results:
+        mine = result.row(SELF)
+        if mine is None or mine.forward_ms is None:
+            raise _Failure("no-run", f"the pattern did not run at n = {result.n:,}: {mine.note if mine else ''}")
+    if svg is not None:
+        svg.write_text(bench_svg(report), "utf-8")
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _console().print(bench_table(report))
 
 
 @main.command(name="presets", short_help="List the published patterns.")

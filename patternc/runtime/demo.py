@@ -66,14 +66,19 @@ def run_demo(pattern: Pattern, n: int = 256) -> Demo:
     heads = max(2, pattern.heads)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, n, _HEAD_DIM, generator=generator).to(device) for _ in range(3))
-    uses = [use for head in range(heads) for use in pattern.meaning(head=head).inputs]
-    inputs: dict[str, Any] = {use.name: _input(use, n, generator).to(device) for use in uses}
+    inputs: dict[str, Any] = {name: t.to(device) for name, t in random_inputs(pattern, n, generator).items()}
     fast, reference = compile_pattern(pattern), compile_pattern(pattern, backend="reference")
     out, forward_ms = _timed(lambda: fast(q, k, v, **inputs))
     expected, reference_ms = _timed(lambda: reference(q, k, v, **inputs))
     error = float((out - expected).abs().max())
     chosen = choose(request_of(q, v)).name
     return Demo(pattern, n, heads, _HEAD_DIM, device, chosen, str(fast.plan), error, forward_ms, reference_ms)
+
+
+def random_inputs(pattern: Pattern, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Runtime inputs for a pattern whose layers are alike, by name, for every batch and head; on the CPU."""
+    uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs}
+    return {name: _input(use, n, generator) for name, use in uses.items()}
 
 
 def _input(use: Filter | TopK, n: int, generator: torch.Generator) -> Tensor:

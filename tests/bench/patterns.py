@@ -1,4 +1,4 @@
-"""The thirteen patterns of the benchmark, and the floor that no kernel can beat."""
+"""The thirteen patterns of the benchmark."""
 
 import patternc as pc
 
@@ -18,17 +18,18 @@ PATTERNS = {
     "bigbird": "bigbird",
 }
 
-PEAK_FLOPS = 793e12
-"""bf16 matrix product, 8192^3, measured on one H200."""
-PEAK_BYTES = 4.27e12
-"""Copy, bytes read plus bytes written a second, measured on one H200."""
 
+def chosen(text: str) -> dict[str, str]:
+    """The patterns of a comma list of names, in which ', ' is written '; '; all of them for an empty one.
 
-def floor_ms(pairs: int, batch: int, heads: int, kv_heads: int, n: int, dim: int, *, itemsize: int = 2) -> float:
-    """Milliseconds below which no forward pass can be: useful flops (4 a pair and dim) or q, k, v, o read and written once."""
-    flops = 4 * pairs * dim * batch * heads
-    moved = 2 * batch * (heads + kv_heads) * n * dim * itemsize
-    return 1e3 * max(flops / PEAK_FLOPS, moved / PEAK_BYTES)
+    Raises:
+        ValueError: a name is none of them.
+    """
+    names = [name.strip().replace("; ", ", ") for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in PATTERNS:
+            raise ValueError(f"no pattern '{name}'; there are {', '.join(key.replace(', ', '; ') for key in PATTERNS)}")
+    return {name: PATTERNS[name] for name in names} or PATTERNS
 
 
 def pairs_of(expression: str, n: int) -> int:
