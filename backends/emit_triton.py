@@ -8,11 +8,11 @@ from importlib.util import find_spec
 
 from patternc.backend import Request
 from patternc.lower.cost import TileCost
-from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Plan, Tile, Walk
+from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Plan, Tile
 from patternc.scalar import size
 
 from .assemble import PythonNames, header, inputs, sampler, selections, verbatim
-from .triton_host import backward, forward, listings
+from .triton_host import backward, forward, listings, packings
 from .triton_program import Forward, Keys, Queries, device_draws
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -79,7 +79,6 @@ class TritonBackend:
             f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}",
             f"KEY_ROWS, KEY_COLUMNS = {plan.key_tile.rows}, {plan.key_tile.columns}  # of the gradients of k and v",
             f"MASK_SIZE = {_mask_size(plan)}  # long masks compete with the accumulator for registers",
-            f"COMPACTED = {_compacted(plan)}  # whether some key addresses are computed one by one",
             inputs(plan),
         ]
         parts = [
@@ -94,6 +93,7 @@ class TritonBackend:
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
             *(part for program in (*forwards, *keys) for part in listings(program)),
+            *packings([*forwards]),
             *draws,
             *(program.source() for program in (*forwards, *queries, *keys)),
             forward(forwards),
@@ -123,11 +123,6 @@ def _mask_size(plan: Plan) -> int:
     """Operators and operands of the longest mask of a key tile; a table look-up or a draw counts as 30."""
     tiles = [phase for group in plan.heads for phase in group.phases if not isinstance(phase, Gather)]
     return max((size(phase.mask) + 30 * isinstance(phase, Listed) for phase in tiles), default=0)
-
-
-def _compacted(plan: Plan) -> bool:
-    walks = (phase for group in plan.heads for phase in group.phases if isinstance(phase, Walk))
-    return any(walk.view.period > 1 for walk in walks)
 
 
 BACKEND = TritonBackend()

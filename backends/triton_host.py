@@ -101,7 +101,9 @@ def forward(programs: list[Forward]) -> str:
             if not group.chained:
                 body.append("prior = torch.empty(batch, heads, n_q, value_dim, dtype=torch.float32, device=q.device)")
         prior = "prior" if group.chained else "out"
-        taken = _taken(program, ("", "_lse"))
+        lines, packs = _packs(program)
+        body += lines
+        taken = _taken(program, ("", "_lse")) + packs
         body += _launch(
             program,
             f"{_views(group, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}",
@@ -164,7 +166,9 @@ def _queries(program: Queries) -> list[str]:
         if not group.chained:
             body.append("prior = torch.empty(q.shape, dtype=torch.float32, device=q.device)")
     prior = "prior" if group.chained else "dq"
-    taken = _taken(program, ("",))
+    lines, packs = _packs(program)
+    body += lines
+    taken = _taken(program, ("",)) + packs
     given = f"{_views(group, 'kv')}q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {taken}{arguments}"
     body += _launch(program, given, "", "count", "heads", "sharing, ")
     if group.share:
@@ -235,6 +239,31 @@ def _ready(programs: list[Program] | list[Forward]) -> list[str]:
         every = "torch.arange(batch, device=q.device).view(-1, 1, 1, 1), torch.arange(heads, device=q.device).view(-1, 1, 1)"
         lines.append(f"scope = Scope(n, {every}, ready)")
     return lines
+
+
+def _packs(program: Program) -> tuple[list[str], str]:
+    """Lines that pack keys and values for the views that need it, and the arguments."""
+    lines, arguments = [], ""
+    for i, view in enumerate(program.packed):
+        lines += [
+            f"keys_of = kept(packed_{view.period}_{view.width}_{view.first}, n, n_q, heads, q.device)",
+            f"k{i}, v{i} = aligned(k.index_select(2, keys_of)), aligned(v.index_select(2, keys_of))",
+        ]
+        views = [f"described({t}{i}, 1, columns, {block}, generation)" for t, block in (("k", "blocks[2]"), ("v", "blocks[3]"))]
+        arguments += f"{', '.join(views)}, k{i}, v{i}, k{i}.stride(2), v{i}.stride(2), k{i}.shape[2], "
+    return lines, arguments
+
+
+def packings(programs: list[Program]) -> list[str]:
+    """Host functions (scope, n_q) -> the keys of a view, ascending."""
+    views = dict.fromkeys(view for program in programs for view in program.packed)
+    return [
+        f"def packed_{view.period}_{view.width}_{view.first}(s, n_q):\n"
+        f"    u = torch.arange(-(-s.n // {view.period}) * {view.width}, device=s.head.device)\n"
+        f"    keys = {python(view.key, tensors=True)}\n"
+        f"    return keys[keys < s.n]"
+        for view in views
+    ]
 
 
 def _share(group: HeadPlan, heads: str, rows: str, columns: str, length: str = "n") -> tuple[list[str], str]:

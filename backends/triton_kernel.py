@@ -197,10 +197,9 @@ def launch_options(rows, wide, itemsize, generation):
 
     ``wide`` is the padded head dim, ``generation`` the GPU's major compute capability, or 0 for AMD.
     """
-    heavy = MASK_SIZE > (24 if generation >= 9 or wide <= 64 else 16) and generation > 0
+    heavy = MASK_SIZE > (24 if wide <= 64 else 16) and 0 < generation < 9
     roomy = rows <= 64 and rows * wide * itemsize <= 16384 and not heavy
-    shallow = COMPACTED or generation == 0 or wide * itemsize > 256
-    return {"num_warps": 4 if roomy else 8, "num_stages": 2 if shallow else 3}
+    return {"num_warps": 4 if roomy else 8, "num_stages": 2 if generation == 0 or wide * itemsize > 256 else 3}
 
 
 def gradient_options(rows, wide, itemsize, generation):

@@ -16,6 +16,9 @@ from patternc.terms import Document, Layout
 
 from .printer import POSITION_LIMIT, is_wide, triton
 
+_PACKED = ("k{}_view", "v{}_view", "k{}_ptr", "v{}_ptr", "stride_k{}", "stride_v{}", "packed_{}")
+"""What a kernel is given of packed keys and values: descriptors, pointers, row strides, and their number."""
+
 
 class Program:
     """One kernel: a pass of a plan, for one of its heads' groups."""
@@ -45,6 +48,11 @@ class Program:
         return f"{self.kind}_g{self.index}"
 
     @property
+    def packed(self) -> list[View]:
+        """The views whose keys the host packs first: they are a few of every period."""
+        return []
+
+    @property
     def atoms(self) -> list[tuple[str, Atom]]:
         """The atoms that the kernel itself looks at."""
         used = frozenset().union(*(variables(phase.mask) for phase in self.group.phases))
@@ -57,9 +65,16 @@ class Program:
 
     def source(self) -> str:
         """The kernel."""
-        parameters = [*self.pointers, *self._share_parameters(), *self._parameters(), *self.strides, *self.lengths, "scale"]
+        packs = [name.format(i) for i in range(len(self.packed)) for name in _PACKED]
+        own = [*self._share_parameters(), *packs, *self._parameters()]
+        parameters = [*self.pointers, *own, *self.strides, *self.lengths, "scale"]
         fixed = [p for p in self._parameters() if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w"))]
-        unspecialised = [*self.lengths, *fixed, *(f"share_{i}_rows" for i in range(len(self.shares)))]
+        unspecialised = [
+            *self.lengths,
+            *fixed,
+            *(p for p in packs if p.startswith("packed_")),
+            *(f"share_{i}_rows" for i in range(len(self.shares))),
+        ]
         signature = ",\n    ".join([", ".join(parameters), ", ".join(f"{c}: tl.constexpr" for c in self.constants)])
         body = [*self._tile(), *self._setup(), *self._body(), *self._finish()]
         head = f"@triton.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {signature}\n):\n"
@@ -327,6 +342,13 @@ class Program:
 
     def _load(self, tensor: str, head: str, view: View, shift: str, bound: str) -> str:
         """A tile of the other side of ``tensor`` (its letter); its positions are less by ``shift``."""
+        if view in self.packed:
+            i = self.packed.index(view)
+            wide, block = ("VALUE_DIM", "BLOCK_V") if tensor == "v" else ("HEAD_DIM", "BLOCK_D")
+            return (
+                f"load_tile({tensor}{i}_view, batch, {head}, 0, first, {tensor}{i}_base, first, stride_{tensor}{i}, 1, "
+                f"packed_{i}, COLUMNS, {wide}, {block}, {bound})"
+            )
         residue = triton(op("%", op("-", Var("r"), view.offset), view.stride)) if view.stride > 1 else "0"
         regular = view.key == Var("u") or view.stride > 1
         place = "first" if view.key == Var("u") else "columns"
@@ -344,6 +366,11 @@ class _ByQuery(Program):
 
     strides = tuple(f"stride_{t}{axis}" for t in "qkv" for axis in "bhnd")
 
+    @property
+    def packed(self) -> list[View]:
+        views = [phase.view for phase in self.group.phases if isinstance(phase, Walk)]
+        return list(dict.fromkeys(view for view in views if view.period > 1 and not view.packs_rows))
+
     def _head(self) -> list[str]:
         return [
             "head = slot // RUN * PERIOD + FIRST + slot % RUN",
@@ -353,6 +380,11 @@ class _ByQuery(Program):
             "kv = head // sharing",
             "k_base = k_ptr + b64 * stride_kb + kv.to(tl.int64) * stride_kh",
             "v_base = v_ptr + b64 * stride_vb + kv.to(tl.int64) * stride_vh",
+            *(
+                f"{t}{i}_base = {t}{i}_ptr + (b64 * (heads // sharing) + kv) * packed_{i} * stride_{t}{i}"
+                for i in range(len(self.packed))
+                for t in "kv"
+            ),
             "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
             "q_at = q_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_qn + dims[None, :] * stride_qd",
             "query = tl.load(q_at, mask=valid_row[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)",
@@ -632,10 +664,10 @@ class Keys(Program):
             f"    q = (query_at + n - n_q)[:, None]{'.to(tl.int64)' if self.wide else ''}",
             "    safe_q, safe_k = q, tl.minimum(k, n - 1)",
             f"    keep = (t < count)[:, None] & ({self._mask(phase.mask)})",
-            "    place = query_at.to(tl.int64)[:, None]",
-            "    q_at = q_base + place * stride_qn + dims[None, :] * stride_qd",
+            "    query_row = query_at.to(tl.int64)[:, None]",
+            "    q_at = q_base + query_row * stride_qn + dims[None, :] * stride_qd",
             "    query = tl.load(q_at, mask=keep & (dims < HEAD_DIM)[None, :], other=0.0)",
-            "    g_at = g_base + place * stride_gn + dims_v[None, :] * stride_gd",
+            "    g_at = g_base + query_row * stride_gn + dims_v[None, :] * stride_gd",
             "    grad = tl.load(g_at, mask=keep & (dims_v < VALUE_DIM)[None, :], other=0.0)",
             "    norm = tl.load(norm_ptr + at_base + query_at)",
             "    delta = tl.load(delta_ptr + at_base + query_at)",
