@@ -141,7 +141,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
     body += [
         "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
         "tiles = -(-n // rows)",
-        "options = gradient_options(rows, max(blocks[2:]), q.dtype.itemsize, generation)",
+        "blocks, generation, options = setting(head_dim, value_dim, q.dtype.itemsize, q.device, rows, gradient_options)",
         f"together = {'sharing > 1' if several else 'False'}  # several groups of heads add to one key head",
         "if together:",
         "    sums = [torch.zeros(t.shape, dtype=torch.float32, device=q.device) for t in (dk, dv)]",
@@ -225,10 +225,7 @@ def _sizes(options: str) -> list[str]:
         "n, value_dim, sharing = k.shape[2], v.shape[3], heads // k.shape[1]",
         "rows, columns = ROWS, COLUMNS",
         "tiles = (n - 1) // rows - (n - n_q) // rows + 1",
-        "wide = lambda d: max(16, triton.next_power_of_2(d))  # noqa: E731",
-        "blocks = head_dim, value_dim, wide(head_dim), wide(value_dim)",
-        "generation = generation_of(q.device)",
-        f"options = {options}(rows, max(blocks[2:]), q.dtype.itemsize, generation)",
+        f"blocks, generation, options = setting(head_dim, value_dim, q.dtype.itemsize, q.device, rows, {options})",
     ]
 
 

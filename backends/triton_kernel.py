@@ -71,6 +71,19 @@ def load_tile(
 
 
 @triton.jit
+def load_values(base, places, limit, other, SIZE: tl.constexpr, BOUND: tl.constexpr):
+    """Values (SIZE,) at places as in `load_tile`; those out of bounds are ``other``."""
+    if len(places.shape) == 0:
+        places = places + tl.arange(0, SIZE)
+    if BOUND == 2:
+        return tl.load(base + places, mask=(places >= 0) & (places < limit), other=other)
+    elif BOUND == 1:  # noqa: RET505 - what follows a branch is compiled with it
+        return tl.load(base + places, mask=places < limit, other=other)
+    else:
+        return tl.load(base + places)
+
+
+@triton.jit
 def fold(acc, total, top, scores, values):
     """One step of the online softmax, in base 2: scores (rows, columns) and values (columns, dims)."""
     peak = tl.maximum(top, tl.max(scores, 1))
@@ -238,9 +251,12 @@ def summed(parts):
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
-def generation_of(device):
-    """The GPU's major compute capability; 0 for AMD and for the interpreter."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
+@lru_cache(maxsize=64)
+def setting(head_dim, value_dim, itemsize, device, rows, options):
+    """The head dims as they are and padded, the GPU's generation, and what ``options`` says of launches."""
+    generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
+    padded = max(16, triton.next_power_of_2(head_dim)), max(16, triton.next_power_of_2(value_dim))
+    return (head_dim, value_dim, *padded), generation, options(rows, max(padded), itemsize, generation)
 
 
 def aligned(t):
@@ -249,6 +265,8 @@ def aligned(t):
     Loads are wide only then. It is also a matter of right and wrong: with unaligned rows and different dims of q and v,
     Triton 3.6 compiles the two matrix products into wrong results.
     """
+    if t.is_contiguous() and t.shape[-1] % 16 == 0 and t.data_ptr() % 16 == 0:
+        return t
     spread = all(stride % 16 == 0 or size == 1 for stride, size in zip(t.stride()[:-1], t.shape[:-1]))  # noqa: B905
     if spread and t.stride(-1) == 1 and t.data_ptr() % 16 == 0:
         return t

@@ -319,11 +319,15 @@ class Program:
         return lines
 
     def _range(self, key: str, total: str) -> list[str]:
-        """The loop over ``total`` tiles, or over this program's share of them."""
+        """The loop over ``total`` tiles, or over this program's share of them.
+
+        A loop that surely runs, as the compiler could tell from a constant or a sum with one, loses its overlap of matrix
+        products: the assembler finds their accumulators set up too late and serialises them (C7515). Hence the condition.
+        """
         if not self.group.share:
-            return [f"for t in range(0, {total}):"]
+            return [f"for t in range(0, tl.where(n > 0, {total}, 0)):"]
         return [
-            f"total_{key} = ({total}).to(tl.int64)",
+            f"total_{key} = tl.where(n > 0, {total}, 0).to(tl.int64)",
             f"from_{key} = (total_{key} * turn // splits).to(tl.int32)",
             f"for t in range(from_{key}, (total_{key} * (turn + 1) // splits).to(tl.int32)):",
         ]
@@ -636,17 +640,17 @@ class Keys(Program):
 
     def _step(self, mask: Scalar | None, view: View) -> list[str]:
         bound = "2 if PREFIX else 1" if mask is not None else "2 if PREFIX else 0"
+        place = "first" if view.key == Var("u") else "columns"
         return [
             *self._columns(view),
             f"query = {self._load('q', 'head', view, ' - (n - n_q)', bound)}",
             f"grad = {self._load('g', 'head', view, ' - (n - n_q)', bound)}",
-            "near = (columns >= n - n_q) & (columns < n)",
-            "norm = tl.load(norm_ptr + at_base + columns - (n - n_q), mask=near, other=float('inf'))",
+            f"norm = load_values(norm_ptr + at_base, {place} - (n - n_q), n_q, float('inf'), COLUMNS, {bound})",
             "scores = tl.dot(key, query.T, input_precision='ieee') * (scale * 1.4426950408889634)",
             *(self._masked(mask, "columns") if mask is not None else []),
             "p = tl.exp2(scores - norm[None, :])",
             "dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision='ieee')",
-            "delta = tl.load(delta_ptr + at_base + columns - (n - n_q), mask=near, other=0.0)",
+            f"delta = load_values(delta_ptr + at_base, {place} - (n - n_q), n_q, 0.0, COLUMNS, {bound})",
             "slope = p * (tl.dot(value, grad.T, input_precision='ieee') - delta[None, :])",
             "dk = tl.dot(slope.to(query.dtype), query, dk, input_precision='ieee')",
         ]
