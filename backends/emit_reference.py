@@ -31,7 +31,7 @@ class ReferenceBackend:
             reasons.append(f"{request.length} keys are over {MAX_LENGTH}: its mask is dense")
         return reasons
 
-    def key_tile(self, request: Request, tile: Tile) -> Tile | None:  # noqa: ARG002
+    def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
         return None
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002

@@ -25,7 +25,7 @@ class TorchBackend:
     def unsupported(self, request: Request) -> list[str]:
         return [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
 
-    def key_tile(self, request: Request, tile: Tile) -> Tile | None:  # noqa: ARG002
+    def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
         return None
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002

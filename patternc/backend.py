@@ -60,11 +60,8 @@ class Backend(Protocol):
         """The tile shapes to choose from for a request, with what they cost."""
         ...
 
-    def key_tile(self, request: Request, tile: Tile) -> Tile | None:
-        """Keys (rows) and queries of a tile of the gradients of keys and values, where these need walks of their own.
-
-        ``tile`` is the chosen one of `tiles`.
-        """
+    def key_tile(self, request: Request) -> Tile | None:
+        """Keys (rows) and queries of a tile of the gradients of keys and values, where these need walks of their own."""
         ...
 
     def emit(self, plan: Plan) -> str:

@@ -27,7 +27,7 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
     candidates = chosen.tiles(request)
     plans = {lower(pattern, u.tile, layer, views=chosen.views, splits=chosen.splits): u for u in candidates}
     plan = min(plans, key=lambda plan: work(plan).cost(plans[plan])) if len(plans) > 1 else next(iter(plans))
-    key_tile = chosen.key_tile(request, plan.tile)
+    key_tile = chosen.key_tile(request)
     return plan if key_tile is None else with_keys(plan, pattern, key_tile, layer)
 
 
