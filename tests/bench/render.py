@@ -1,6 +1,6 @@
 """README's table of times and its charts, from what `gpu.py` measured.
 
-    python tests/bench/render.py tests/bench/results/forward_h200.json
+    python tests/bench/render.py tests/bench/results/h200.json
 
 Writes `results/forward.svg`, `results/backward.svg` where the backward pass was measured, and the part of README.md
 between the markers. Ratios are to FlexAttention's FLASH backend where that ran, and else to TRITON.
