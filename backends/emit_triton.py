@@ -49,7 +49,7 @@ class TritonBackend:
         if request.dtype == "float32":
             return (TileCost(Tile(64 if wide <= 128 else 32, 32), 1, 2, 1),)
         if wide > 128:
-            return (TileCost(Tile(64, 16), 1, 2, 1),)
+            return (TileCost(Tile(64, 32 if request.generation >= 9 else 16), 1, 2, 1),)
         if request.generation < 9:
             return (TileCost(Tile(64, 32), 1, 2, 1),)
         # Measured on an H200: with four warps, 64 x 64 is the fastest of all that fit, for long rows too.

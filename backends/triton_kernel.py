@@ -218,7 +218,7 @@ def launch_options(rows, wide, itemsize, generation):
 def gradient_options(rows, wide, itemsize, generation):
     """The same for gradients, which keep one or two accumulators and two products of a tile."""
     small = rows <= 64 and rows * wide * itemsize <= 16384 and generation != 8
-    return {"num_warps": 4 if small else 8, "num_stages": 1 if generation == 0 or wide * itemsize > 256 else 2}
+    return {"num_warps": 4 if small else 8, "num_stages": 1 if generation == 0 or wide * itemsize > 512 else 2}
 
 
 def described(t, stride, rows, block, generation):
