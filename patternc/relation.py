@@ -483,6 +483,7 @@ def _range_over(relation: isl.Map, domain: str) -> isl.Set:
 def _loops(values: isl.Set, context: isl.Set) -> Iterator[Loop]:
     """The one-dimensional set as loops, in the order and form of the library's code generator."""
     values = values.compute_divs().coalesce().set_tuple_name("visit")  # the generator refuses divisions it cannot name
+    values = values.align_params(context.get_space())  # and confuses parameters that come in another order
     if values.is_empty():
         return
     options = isl.UnionMap("[n] -> { [i] -> separate[x] }")
