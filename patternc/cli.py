@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ from patternc.relation import BudgetExceeded
 
 if TYPE_CHECKING:
     from patternc.analysis.verdict import Verdict
+    from patternc.report.choices import Choices
     from patternc.runtime.demo import Demo
 
 R = TypeVar("R")
@@ -173,12 +175,25 @@ def main() -> None:
 @main.command(short_help="What a pattern means, and what it costs.")
 @_source
 @_chosen
-@click.option("--n", type=LENGTH, default=4096, show_default=True, help="Sequence length of the costs.")
-@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of the flops.")
-@click.option("--plan", is_flag=True, help="Also print the lowering plan: tiles and loops of the kernel.")
+@click.option("--n", type=LENGTH, help="Sequence length of the costs (4096 by default) and of --measure (32K).")
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of flops and plans.")
+@click.option("--layer", type=click.IntRange(0), help="Only this layer, from the bottom.")
+@click.option("--plan", is_flag=True, help="Also print the plans of the kernel that were chosen and rejected, with costs.")
+@click.option("--backend", metavar="NAME", help="Whose plans (triton by default).")
+@click.option("--measure", is_flag=True, help="Also time the plans. Needs a CUDA device.")
 @_json
 @_reports_errors
-def explain(source: str, chosen: str | None, n: int, head_dim: int, plan: bool, as_json: bool) -> None:
+def explain(
+    source: str,
+    chosen: str | None,
+    n: int | None,
+    head_dim: int,
+    layer: int | None,
+    plan: bool,
+    backend: str | None,
+    measure: bool,
+    as_json: bool,
+) -> None:
     """Say what a pattern means in words and equations, what it costs, and what is proved about it.
 
     PATTERN is an expression, the name of a preset, a .pat file, or - for standard input.
@@ -187,42 +202,86 @@ def explain(source: str, chosen: str | None, n: int, head_dim: int, plan: bool, 
     Examples:
       patternc explain "causal & window(4096)" --n 128K
       patternc explain gemma3 --json
+      patternc explain "causal & (window(256) | stride(256))" --plan
       echo "causal & stride(64)" | patternc explain - --plan
     """
     from patternc.report.explain import explain as explained
 
+    if (measure or backend) and not plan:
+        raise _Failure("usage", f"--{'measure' if measure else 'backend'} is about plans", "add --plan")
     found = _load(source, chosen)
-    results = [explained(pattern, n=n, head_dim=head_dim) for pattern in found]
-    plans = [_plans(pattern) for pattern in found] if plan else [[] for _ in found]
+    if layer is not None:
+        found = [pattern.layer(layer) for pattern in found]
+    ask = _planner(backend or "triton", head_dim, n, measure) if plan else None
+    results = [explained(pattern, n=n or 4096, head_dim=head_dim) for pattern in found]
+    plans = [_plans(pattern, ask) if ask else [] for pattern in found]
     if as_json:
-        extra: list[dict[str, Any]] = [{"plan": [text for _, text in texts]} if plan else {} for texts in plans]
-        _print_json([{**result.to_json(), **more} for result, more in zip(results, extra, strict=True)])
+        _print_json([{**result.to_json(), **_plans_json(mine)} for result, mine in zip(results, plans, strict=True)])
         return
     console = _console()
-    for i, (result, texts) in enumerate(zip(results, plans, strict=True)):
+    for i, (result, mine) in enumerate(zip(results, plans, strict=True)):
         if i:
             console.print()
         console.print(result.render())
-        for where, text in texts:
-            console.print(Text(f"plan{f' of {where}' if where else ''}", "bold dim"))
-            console.print(Text(text), soft_wrap=True)
+        for where, choices in mine:
+            console.print()
+            console.print(choices.render(where))
+            console.print(Text("\nplan chosen", "bold dim"))
+            console.print(Text(str(choices.chosen.plan)), soft_wrap=True)
 
 
-def _plans(pattern: Pattern) -> list[tuple[str, str]]:
+def _planner(backend: str, head_dim: int, n: int | None, measure: bool) -> Callable[[Pattern], Choices]:
+    """What finds the plans of a pattern whose layers are alike."""
     try:
-        from patternc.runtime.compile import plan_for
+        from patternc.backend import backend_named
+        from patternc.report.choices import choices, measured
+        from patternc.runtime.compile import DEFAULT_REQUEST
     except ImportError as error:
         raise _Failure("no-plan", f"the lowering is not available here: {error}") from None
-    if pattern.layers == 1:
-        return [("", str(plan_for(pattern)))]
-    return [(f"layer {i}", str(plan_for(pattern, layer=i))) for i in _distinct_layers(pattern)]
+    chosen = backend_named(backend)
+    if measure:
+        _needs_gpu()
+        return partial(measured, backend=backend, n=n or 32_768, head_dim=head_dim)
+    request = replace(DEFAULT_REQUEST, head_dim=head_dim, value_dim=head_dim)
+    usual = chosen.unsupported(DEFAULT_REQUEST)  # what this machine lacks does not matter here
+    reasons = [reason for reason in chosen.unsupported(request) if reason not in usual]
+    if reasons:
+        raise _Failure("no-plan", f"the {backend} backend has no plan for this: {', '.join(reasons)}")
+    return partial(choices, backend=backend, request=request)
 
 
-def _distinct_layers(pattern: Pattern) -> list[int]:
-    first: dict[Pattern, int] = {}
+def _needs_gpu() -> None:
+    try:
+        from patternc.runtime.bench import Setting
+    except ImportError as error:
+        hint = "pip install 'patternc[kernels]'" if error.name in ("torch", "triton") else None
+        raise _Failure("no-runtime", f"measuring is not available here: {error}", hint) from None
+    try:
+        Setting("cuda")
+    except ValueError as error:
+        message = f"--measure needs a CUDA device: {error}"
+        raise _Failure("no-gpu", message, "without --measure, the predicted costs are printed") from None
+
+
+def _plans(pattern: Pattern, ask: Callable[[Pattern], Choices]) -> list[tuple[str, Choices]]:
+    """The plans of every distinct layer, and which layers have them."""
+    layers: dict[Pattern, list[int]] = {}
     for i in range(pattern.layers):
-        first.setdefault(pattern.layer(i), i)
-    return list(first.values())
+        layers.setdefault(pattern.layer(i), []).append(i)
+    return [(_where(indices, pattern.layers), ask(one)) for one, indices in layers.items()]
+
+
+def _where(layers: list[int], period: int) -> str:
+    from patternc.analysis.members import spans
+
+    return f"layer{'s' if len(layers) > 1 else ''} {spans(layers)} of every {period}" if period > 1 else ""
+
+
+def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
+    if not plans:
+        return {}
+    choices = [{"where": where, **found.to_json()} for where, found in plans]
+    return {"plan": [str(found.chosen.plan) for _, found in plans], "choices": choices}
 
 
 @main.command(short_help="Draw the mask, here or as an SVG file.")

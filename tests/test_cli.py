@@ -38,7 +38,7 @@ def patterns(tmp_path: Path) -> Path:
 
 def test_help_has_examples() -> None:
     assert "check    " in run("-h").stdout
-    for command in ("explain", "show", "check", "emit", "demo", "presets"):
+    for command in ("explain", "show", "check", "emit", "demo", "bench", "presets"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"  patternc {command}" in result.stdout
@@ -189,6 +189,58 @@ def test_explain_and_emit_use_the_compiler_where_it_is_there() -> None:
     assert run("emit", "causal", "--backend", "no_such").exit_code == 2
     assert run("emit", "gemma3").exit_code == 2
     assert run("emit", "gemma3", "--layer", "5").exit_code == 0
+
+
+def test_explain_tells_the_plans_that_were_chosen_and_rejected() -> None:
+    arguments = ("explain", "causal & (window(256) | stride(256))", "--plan", "--backend", "torch")
+    shown = run(*arguments, COLUMNS="160").stdout
+    assert shown == run(*arguments, COLUMNS="160").stdout
+    for wanted in ("chosen ", "rejected ", "queries and keys a multiple of 256 apart", "taken: a pass of its own"):
+        assert wanted in shown
+    (entry,) = json.loads(run(*arguments, "--json").stdout)
+    (found,) = entry["choices"]
+    assert (found["backend"], found["where"]) == ("torch", "")
+    assert [one["chosen"] for one in found["candidates"]] == [True] + [False] * (len(found["candidates"]) - 1)
+    assert shown.endswith(f"plan chosen\n{entry['plan'][0]}\n")
+
+
+def test_plans_are_those_of_distinct_layers() -> None:
+    shown = run("explain", "gemma3", "--plan", COLUMNS="160").stdout
+    assert shown.count("plan chosen") == 2
+    assert "plans of layers 0-4 of every 6: triton backend" in shown
+    assert "plans of layer 5 of every 6: triton backend" in shown
+    (entry,) = json.loads(run("explain", "gemma3", "--plan", "--layer", "5", "--json").stdout)
+    assert entry["expression"] == "causal"
+    assert [one["where"] for one in entry["choices"]] == [""]
+    assert "choices" not in json.loads(run("explain", "gemma3", "--json").stdout)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--measure",), "usage"),
+        (("--backend", "torch"), "usage"),
+        (("--plan", "--backend", "tritn"), "value"),
+        (("--plan", "--head-dim", "512"), "no-plan"),
+    ],
+)
+def test_options_of_plans_are_checked(arguments: tuple[str, ...], code: str) -> None:
+    result = run("explain", "causal", *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error[{code}]: ")
+    assert json.loads(run("explain", "causal", *arguments, "--json").stdout)["error"]["code"] == code
+
+
+def test_measuring_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run("explain", "causal", "--plan", "--measure")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error[no-gpu]: --measure needs a CUDA device: ")
+    monkeypatch.setitem(sys.modules, "patternc.runtime.bench", None)
+    result = run("explain", "causal", "--plan", "--measure", "--json")
+    assert result.exit_code == 2
+    assert "not available here" in json.loads(result.stdout)["error"]["message"]
 
 
 def test_missing_parts_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

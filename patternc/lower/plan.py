@@ -172,6 +172,10 @@ class Plan:
         for plan in self.heads:
             if plan.period > 1:
                 lines.append(f"heads {', '.join(map(str, plan.heads))} of every {plan.period}")
+            if plan.rows != IDENTITY or plan.chained:
+                split = ", the work of a row tile split among programs" if plan.share else ""
+                after = ", after what the passes before left" if plan.chained else ""
+                lines.append(f"  pass over {'all rows' if plan.rows == IDENTITY else plan.rows}{split}{after}")
             lines += [f"  {name} = {_atom(atom)}" for name, atom in plan.atoms]
             lines += [f"  selection {i}: {selection}" for i, selection in enumerate(plan.selections)]
             for i, phase in enumerate(plan.phases):

@@ -8,6 +8,7 @@ programs. The view is read off the relation, not off a primitive.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from patternc.lower.cost import LANES, REFERENCE_LENGTH, Spent, TileCost, row_tiles, spent
 from patternc.lower.plan import Tile
@@ -39,10 +40,13 @@ def split(relation: Relation, tile: Tile, *, splits: bool = False) -> list[tuple
 
     ``splits`` allows views of some rows only.
     """
-    return search(relation, tile, splits=splits)[0]
+    return list(search(relation, tile, splits=splits)[0])
 
 
-def search(relation: Relation, tile: Tile, *, splits: bool = False) -> tuple[list[tuple[View, Relation]], list[Choice]]:
+@lru_cache(maxsize=512)
+def search(
+    relation: Relation, tile: Tile, *, splits: bool = False
+) -> tuple[tuple[tuple[View, Relation], ...], tuple[Choice, ...]]:
     """The pieces of `split`, and the choices that led to them, costs at the reference length."""
     pieces: dict[View, Relation] = {}
     for view, piece in relation.views():
@@ -56,7 +60,7 @@ def search(relation: Relation, tile: Tile, *, splits: bool = False) -> tuple[lis
         rest = piece - base
         if rest.is_empty():
             continue
-        choice = _choice(view, base, rest, unit)
+        choice = _choice(view, base, rest, unit, chained=not base.is_empty() or bool(kept))
         choices.append(choice)
         if choice.taken:
             kept.append((view, rest))
@@ -68,7 +72,7 @@ def search(relation: Relation, tile: Tile, *, splits: bool = False) -> tuple[lis
         found.append((view, _without(piece, done)))
         done = done | piece
     found = [(view, piece) for view, piece in found if not piece.is_empty()]
-    return sorted(found, key=lambda item: _order(item[0])), choices
+    return tuple(sorted(found, key=lambda item: _order(item[0]))), tuple(choices)
 
 
 def _without(piece: Relation, done: Relation) -> Relation:
@@ -79,7 +83,7 @@ def _order(view: View) -> tuple[bool, bool, int, int]:
     return not view.few, not view.packs_rows, view.stride, view.period
 
 
-def _choice(view: View, base: Relation, rest: Relation, unit: TileCost) -> Choice:
+def _choice(view: View, base: Relation, rest: Relation, unit: TileCost, *, chained: bool) -> Choice:
     tile = unit.tile
     tiles = _tiles(rest, tile, view)
     before, beside = (spent(_tiles(r, tile), unit) for r in (base, rest))
@@ -91,7 +95,7 @@ def _choice(view: View, base: Relation, rest: Relation, unit: TileCost) -> Choic
         return Choice(view, alone if readable else float("inf"), merged.time)
     if view.stride == 1:
         return Choice(view, Spent(before.total + own.total, before.longest + own.longest).time, merged.time)
-    chain = CHAIN * row_tiles(tile.rows, IDENTITY, REFERENCE_LENGTH)
+    chain = CHAIN * row_tiles(tile.rows, IDENTITY, REFERENCE_LENGTH) if chained else 0
     return Choice(view, before.time + own.time + chain, merged.time)
 
 

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 
-from patternc.backend import Request, backend_named
-from patternc.lower.cost import work
+from patternc.backend import Backend, Request, backend_named
+from patternc.lower.cost import TileCost, work
 from patternc.lower.phases import lower, with_keys
 from patternc.lower.plan import Plan
+from patternc.lower.views import Choice, search
 from patternc.pattern import Pattern, parse
 from patternc.runtime.loader import load
 
 DEFAULT_REQUEST = Request("cuda", "bfloat16", 128, 128, 4096)
+
+
+@dataclass(frozen=True)
+class HeadChoices:
+    """The views that were considered for the static part of the heads ``h`` with ``h % period`` in ``heads``."""
+
+    heads: tuple[int, ...]
+    period: int
+    views: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan (without `Plan.keys`) in one of a backend's tile shapes, with its cost and the choices that led to it.
+
+    The cost is that of one head at the reference length, in what one full tile of a shape with ``unit.full == 1`` costs.
+    """
+
+    unit: TileCost
+    plan: Plan
+    cost: float
+    choices: tuple[HeadChoices, ...]
+
+
+@lru_cache(maxsize=512)
+def candidates(
+    pattern: Pattern, layer: int | None = None, backend: str = "triton", request: Request = DEFAULT_REQUEST
+) -> tuple[Candidate, ...]:
+    """The plans that a backend chooses from for a request, the cheapest (which `plan_for` completes) first."""
+    chosen = backend_named(backend)
+    units = chosen.tiles(replace(request, length=0))
+    return tuple(sorted((_candidate(pattern, layer, chosen, unit) for unit in units), key=lambda one: one.cost))
+
+
+def _candidate(pattern: Pattern, layer: int | None, backend: Backend, unit: TileCost) -> Candidate:
+    plan = lower(pattern, unit.tile, layer, views=backend.views, splits=backend.splits)
+    groups = dict.fromkeys((group.heads, group.period) for group in plan.heads)
+    choices = []
+    for heads, period in groups:
+        static = pattern.meaning(head=heads[0], layer=layer).static
+        views = search(static, unit.tile, splits=backend.splits)[1] if backend.views and not static.is_empty() else ()
+        choices.append(HeadChoices(heads, period, views))
+    return Candidate(unit, plan, work(plan).cost(unit), tuple(choices))
 
 
 @lru_cache(maxsize=512)
@@ -22,12 +66,13 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
 
     The choice does not depend on the length, so that one kernel serves every n.
     """
-    chosen = backend_named(backend)
     request = replace(request, length=0)
-    candidates = chosen.tiles(request)
-    plans = {lower(pattern, u.tile, layer, views=chosen.views, splits=chosen.splits): u for u in candidates}
-    plan = min(plans, key=lambda plan: work(plan).cost(plans[plan])) if len(plans) > 1 else next(iter(plans))
-    key_tile = chosen.key_tile(request)
+    return complete(candidates(pattern, layer, backend, request)[0].plan, pattern, layer, backend, request)
+
+
+def complete(plan: Plan, pattern: Pattern, layer: int | None, backend: str, request: Request) -> Plan:
+    """The plan of a candidate as a backend emits it: with `Plan.keys`, where it wants them."""
+    key_tile = backend_named(backend).key_tile(replace(request, length=0))
     return plan if key_tile is None else with_keys(plan, pattern, key_tile, layer)
 
 
