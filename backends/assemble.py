@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from importlib.resources import files
 from textwrap import indent, wrap
 
-from patternc.lower.plan import Atom, Draws, HeadPlan, Phase, Plan, Selection, Walk
+from patternc.lower.plan import Atom, Draws, HeadPlan, Phase, Plan, Selection
 from patternc.relation import Loop
-from patternc.scalar import TRUE, Scalar, text, variables
+from patternc.scalar import Scalar, text, variables
 from patternc.terms import Document, Layout, TopK
 
 from .printer import python
@@ -163,18 +163,6 @@ def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop
         f"    return {values}",
     ]
     return "\n".join(lines)
-
-
-def tiles(name: str, phase: Walk) -> str:
-    """A function (I, n) -> [(J, masked)]. A tile may leave a document, so with documents all are masked."""
-    lines = [f"def {name}(I, n):  # noqa: E741", "    found = []"]
-    for loops, masked in ((phase.full, bool(phase.documents)), (phase.partial, True)):
-        for loop in loops:
-            start, count = python(loop.start), python(loop.count)
-            walk = f"range({start}, ({start}) + {loop.step} * ({count}), {loop.step})"
-            guard = "" if loop.guard == TRUE else f" if {python(loop.guard)}"
-            lines.append(f"    found += [(x, {masked}) for x in {walk}{guard}]")
-    return "\n".join([*lines, "    return found"])
 
 
 def selections(plan: Plan, names: list[PythonNames]) -> str:

@@ -136,8 +136,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
         "strides_of = *q.stride(), *k.stride(), *v.stride(), *grad.stride()",
         "at = 0",
     ]
-    for program in queries:
-        body += _queries(program)
+    body += [line for program in queries for line in _queries(program)]
     body += [
         "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
         "tiles = -(-n // rows)",
@@ -146,8 +145,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
         "if together:",
         "    sums = [torch.zeros(t.shape, dtype=torch.float32, device=q.device) for t in (dk, dv)]",
     ]
-    for program in keys:
-        body += _key_pass(program)
+    body += [line for program in keys for line in _key_pass(program)]
     body += ["if together:", "    dk, dv = (sums[0] * scale).to(k.dtype), sums[1].to(v.dtype)", "return dq, dk, dv"]
     name = "def backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse):"
     return f"{name}\n" + indent("\n".join(body), "    ")
@@ -317,7 +315,10 @@ def _launch(program: Program, given: str, flags: str, run_heads: str, heads: str
 def _arguments(program: Program) -> tuple[list[str], str]:
     """What atoms and phases need: lines that prepare it, and the arguments."""
     lines, arguments = [], []
-    kept = lambda function: f"kept({function}_g{program.index}, n, n_q, heads, q.device)"  # noqa: E731
+
+    def kept(function: str) -> str:
+        return f"kept({function}_g{program.index}, n, n_q, heads, q.device)"
+
     for name, atom in program.atoms:
         match atom:
             case Layout(table, _):
@@ -337,8 +338,8 @@ def _arguments(program: Program) -> tuple[list[str], str]:
                     arguments += [f"{bounds}[0]", f"{bounds}[1]", f"strides({bounds}[0])[0]"]
             case Listed(sources=sources):
                 function = f"{program.lists}_{i}"
-                table = isinstance(dict(program.group.atoms)[sources[0]], Layout)
-                lines.append(f"lists_{i} = {f'{function}_g{program.index}(scope, n_q)' if table else kept(function)}")
+                by_table = isinstance(dict(program.group.atoms)[sources[0]], Layout)
+                lines.append(f"lists_{i} = {f'{function}_g{program.index}(scope, n_q)' if by_table else kept(function)}")
                 arguments += [f"*lists_{i}", f"*strides(lists_{i}[2])[:2]"]
             case Gather(source, _, _) if isinstance(program, Keys):
                 made = f"turned(chosen[at + {source}], n)" if isinstance(source, int) else kept(f"{source}_order")

@@ -226,7 +226,8 @@ def described(t, stride, rows, block, generation):
 
     None where there is no such engine or view: a residue must not end before another.
     """
-    if generation < 9 or t.shape[2] % stride or any(size > 1 and step == 0 for size, step in zip(t.shape, t.stride())):  # noqa: B905
+    copied = any(size > 1 and step == 0 for size, step in zip(t.shape, t.stride()))  # noqa: B905
+    if generation < 9 or t.shape[2] % stride or 0 in t.shape or copied:
         return None
     (b, h, n, d), steps = t.shape, [step or 16 for step in t.stride()]
     shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]

@@ -29,7 +29,7 @@ class Program:
     pointers: tuple[str, ...] = ()
     strides: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ("n", "n_q", "heads", "sharing", "run_heads", "splits")
-    constants = ("FIRST", "RUN", "PERIOD", "HEAD_DIM", "VALUE_DIM", "BLOCK_D", "BLOCK_V", "ROWS", "COLUMNS")
+    constants: tuple[str, ...] = ("FIRST", "RUN", "PERIOD", "HEAD_DIM", "VALUE_DIM", "BLOCK_D", "BLOCK_V", "ROWS", "COLUMNS")
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         self.index, self.group = index, group
@@ -55,9 +55,10 @@ class Program:
     @property
     def atoms(self) -> list[tuple[str, Atom]]:
         """The atoms that the kernel itself looks at."""
-        used = frozenset().union(*(variables(phase.mask) for phase in self.group.phases))
-        drawn = {phase.source for phase in self.group.phases if isinstance(phase, Gather)} - self._gathers_from_lists
-        return [(name, atom) for name, atom in self.group.atoms if name in used | drawn]
+        used: set[str | int] = set().union(*(variables(phase.mask) for phase in self.group.phases))
+        if not self._drawn_from_table:
+            used |= {phase.source for phase in self.group.phases if isinstance(phase, Gather)}
+        return [(name, atom) for name, atom in self.group.atoms if name in used]
 
     @property
     def listed(self) -> list[tuple[int, Listed]]:
@@ -109,7 +110,6 @@ class Program:
     # What the kinds say.
 
     _drawn_from_table = False
-    _gathers_from_lists: frozenset[str | int] = frozenset()
     _row, _column = "q", "k"
     _last_first = True
 
@@ -193,8 +193,8 @@ class Program:
         view = share.rows
         shift = op("-", Var("rows"), view.first)
         index = op("+", op("*", op("//", shift, view.period), view.width), op("%", shift, view.period))
-        inside = op("<", op("%", shift, view.period), view.width)
-        return [f"shared = {triton(index)}", f"held = (rows >= {view.first}) & ({triton(inside)})"]
+        within = op("<", op("%", shift, view.period), view.width)
+        return [f"shared = {triton(index)}", f"held = (rows >= {view.first}) & ({triton(within)})"]
 
     # Atoms and masks.
 
@@ -256,12 +256,12 @@ class Program:
             case Listed():
                 at = f"at_{i} = b64 * list_{i}_b + head.to(tl.int64) * list_{i}_h + {self._listed_tile}"
                 lines = [f"# phase {i}: tiles listed at run time", at]
-                for kind, mask in kinds(phase):
+                for kind, wanted in kinds(phase):
                     lines += [
                         f"list_at = list_{i}{kind} + tl.load(begin_{i}{kind} + at_{i})",
                         f"for t in range(0, tl.load(count_{i}{kind} + at_{i})):",
                         "    J = tl.load(list_at + t)",
-                        *("    " + line for line in self._step(mask, View())),
+                        *("    " + line for line in self._step(wanted, View())),
                     ]
                 return lines
             case Gather():
@@ -332,7 +332,7 @@ class Program:
             f"for t in range(from_{key}, (total_{key} * (turn + 1) // splits).to(tl.int32)):",
         ]
 
-    def _guard(self, key: str, j: int, loops: tuple[Loop, ...]) -> str:
+    def _guard(self, key: str, j: int, loops: list[Loop]) -> str:
         """Whether step t is not in loop j, or the loop's guard holds for its tile."""
         begin = " + ".join(["0", *(f"count_{key}{m}" for m in range(j))])
         return f"((t < {begin}) | (t >= {begin} + count_{key}{j}) | ({triton(loops[j].guard, {'x': 'J'})}))"
@@ -506,8 +506,10 @@ class Queries(_ByQuery):
     """
 
     kind = "queries"
-    pointers = ("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr")
-    pointers += ("delta_ptr", "norm_ptr", "dq_ptr", "prior_ptr")
+    pointers = (
+        *("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr"),
+        *("delta_ptr", "norm_ptr", "dq_ptr", "prior_ptr"),
+    )
     strides = (*_ByQuery.strides, *(f"stride_g{axis}" for axis in "bhnd"))
     _fold_one = "acc = fold_query_one(acc, scores, norm, delta, grad, key, value)"
 
@@ -569,8 +571,10 @@ class Keys(Program):
 
     kind = "keys"
     lists = "key_lists"
-    pointers = ("q_view", "g_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr")
-    pointers += ("dk_ptr", "dv_ptr", "dk_prior", "dv_prior")
+    pointers = (
+        *("q_view", "g_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr"),
+        *("dk_ptr", "dv_ptr", "dk_prior", "dv_prior"),
+    )
     strides = tuple(f"stride_{t}{axis}" for t in "qkvg" for axis in "bhnd")
     lengths = ("n", "n_q", "heads", "run_heads", "splits")
     constants = (*Program.constants, "PREFIX", "CARRY", "LAST")
@@ -584,10 +588,6 @@ class Keys(Program):
 
     def _share_pointers(self, i: int) -> list[str]:
         return [f"share_{i}_dk", f"share_{i}_dv"]
-
-    @property
-    def _gathers_from_lists(self) -> frozenset[str | int]:
-        return frozenset(phase.source for phase in self.group.phases if isinstance(phase, Gather))
 
     def _parameters(self) -> list[str]:
         return [*super()._parameters(), "sharing"]

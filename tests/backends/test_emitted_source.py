@@ -67,6 +67,7 @@ def test_files_import_nothing_of_patternc(backend, text):
     assert {name.partition(".")[0] for name in names} <= {
         "torch",
         "triton",
+        "functools",
         "typing",
         "dataclasses",
         "collections",
