@@ -10,11 +10,12 @@ export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-interpreter test-compile gpu-test lint types package clean
+.PHONY: help demo test test-main test-interpreter test-compile test-browser gpu-test lint types package clean
 
 help:
 	@echo "make demo      what patternc does, on this machine, in about a minute"
 	@echo "make test      every test that needs no GPU"
+	@echo "make test-browser  the report page in chromium, which it installs with apt-get where it may"
 	@echo "make gpu-test  the GPU tests, with the CUDA build of torch that '$(PYTHON)' already has"
 	@echo "make lint      ruff"
 	@echo "make types     mypy --strict"
@@ -60,10 +61,21 @@ test-main: $(VENV)/.tools
 
 # One process cannot both interpret and compile Triton kernels.
 test-interpreter: $(VENV)/.tools
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/triton_interpreter
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/triton_interpreter
 
 test-compile: $(VENV)/.tools
-	$(BIN)/python -m pytest -q tests/triton_compile
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/triton_compile
+
+# Debian's chromium is driven by playwright, which cannot bring a browser of its own everywhere.
+$(VENV)/.browser: $(VENV)/.tools
+	@$(PIP) install $(LIMITS) --group browser
+	@touch $@
+
+test-browser: $(VENV)/.browser
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium >/dev/null; } || { \
+	  echo "make test-browser: install chromium first; on Debian, apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pytest -q tests/browser
 
 gpu-test:
 	@$(PYTHON) -c 'import torch' 2>/dev/null || { \

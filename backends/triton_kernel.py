@@ -146,7 +146,7 @@ def fold_key_one(dk, dv, scores, norm, delta, query, grad, value):
     return dk + slope[:, None] * query.to(tl.float32), dv + p[:, None] * grad.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "splits"])
 def merge_kernel(out_ptr, lse_ptr, rows, splits, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Outputs (splits, rows, WIDTH) with their log-sum-exp (splits, rows), merged into the first."""
     row = tl.program_id(0).to(tl.int64)

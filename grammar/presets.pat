@@ -1,8 +1,12 @@
-# The published systems, as patterns. Sizes are the papers' unless a parameter says otherwise.
+# The published systems, as patterns. Sizes are the papers' unless a parameter says otherwise. `patternc check presets` proves
+# the asserts.
 
 # FlashAttention (Dao et al. 2022): dense attention; block skipping comes with causal.
 pattern dense = full
 pattern flash_causal = causal
+assert hops(dense) == 1
+assert universal(dense)
+assert hops(flash_causal) == 1
 
 # Sparse Transformer (Child et al. 2019), section 4: l = 128, c = 8; both factorisations as one merged head.
 def sparse_transformer_strided(l) = causal & (window(l) | stride(l))
@@ -12,45 +16,76 @@ pattern sparse_fixed = sparse_transformer_fixed(128, 8)
 # The same on alternate layers, and on alternate heads with distinct summary slots.
 pattern sparse_strided_layers = layers((causal & window(128)) + (causal & stride(128)))
 pattern sparse_fixed_heads = heads((causal & (chunk(128) | summary(128, 8))) + (causal & (chunk(128) | summary(128, 8, slot=1))))
+assert hops(sparse_strided) == 2
+assert hops(sparse_fixed) == 2
+assert coverage(sparse_strided_layers) == 2
+assert hops(sparse_fixed_heads) == 2
 
 # Longformer (Beltagy et al. 2020): window 512, the first token global; a dilated variant.
 def longformer_with(w, G) = local(w) | global(G)
 pattern longformer = longformer_with(512, [0])
 pattern longformer_dilated = heads(6 * local(512) + 2 * window(left=256, right=256, dilation=2)) | global([0])
+assert hub(longformer)
+assert universal(longformer)
+assert hops(longformer) == 2
+assert hub(longformer_dilated)
 
 # BigBird (Zaheer et al. 2020): blocks of 64, a window of three, 3 random blocks, first and last block global (ITC).
 def bigbird_with(b, r) = blocks(b, 1, 1) | random(r, block=b) | rows([0..b - 1, -b..-1]) | columns([0..b - 1, -b..-1])
 pattern bigbird = bigbird_with(64, 3)
 # ETC: blocks of 84, 256 global tokens in front, no random blocks.
 pattern bigbird_etc = blocks(84, 1, 1) | global([0..255])
+assert universal(bigbird)
+assert hops(bigbird) <= 2
+assert universal(bigbird_etc)
 
 # Mistral 7B (Jiang et al. 2023): 4,096 keys, the query's own included.
 pattern mistral = causal & window(4096)
+assert hamiltonian(mistral)
+assert hops(mistral) == 33 at 128K
 
 # StreamingLLM (Xiao et al. 2023): 4 sinks and a rolling window.
 pattern streaming_llm = causal & (window(1024) | sinks(4))
+assert hops(streaming_llm) == 978 at 1_000_000
 
 # Layer schedules. Gemma 2: local and full alternate; Gemma 3: five local, one full; gpt-oss: windows of 128 on even layers.
 pattern gemma2 = layers((causal & window(4096)) + causal)
 pattern gemma3 = layers(5 * (causal & window(1024)) + causal)
 pattern gpt_oss = layers((causal & window(128)) + causal)
+assert coverage(gemma2) == 2
+assert coverage(gemma3) == 6
+assert coverage(gpt_oss) == 2
 # Llama 4: chunks of 8,192 on three layers of four.
 pattern llama4 = layers(3 * (causal & chunk(8192)) + causal)
+assert coverage(llama4) == 4
 # MiniMax-01 and Jamba: softmax attention on one layer in eight; the others are linear attention or Mamba and hold no pairs.
 pattern minimax01 = layers(7 * none + causal)
 pattern jamba = layers(4 * none + causal + 3 * none)
+assert hops(minimax01) == 8
+assert hops(jamba) == 5
+assert coverage(jamba) == 8
 
 # Learned selection: scores come from the model at run time.
 pattern topk_attention = causal & topk(scores, 64)
 # DeepSeek Sparse Attention (DeepSeek-V3.2, 2025): the 2,048 best causal keys by the lightning indexer.
 pattern dsa = causal & topk(indexer, 2048)
+assert causal(dsa)
+assert nonempty(dsa)
 # MoBA (Lu et al. 2025): the own block, and the 11 best past blocks of 4,096 (12 in all).
 pattern moba = (causal & chunk(4096)) | ((causal - chunk(4096)) & topk(gate, 11, block=4096))
+assert causal(moba)
+assert self_loops(moba)
 # NSA (Yuan et al. 2025), selected and window branches in one softmax: 16 blocks of 64, window 512.
 pattern nsa_selected = causal & (window(512) | topk(importance, 16, block=64))
+assert causal & window(512) <= nsa_selected
 
 # Packed sequences of several documents.
 pattern packed = causal & document(ids)
+assert causal(packed)
+assert self_loops(packed)
 
 # The expression of the README.
 pattern flagship = causal & (window(4096) | global([0]) | stride(64) | random(3) | topk(indexer, 2048))
+assert causal(flagship)
+assert self_loops(flagship)
+assert hops(flagship) <= 2

@@ -1,4 +1,4 @@
-"""The command line: `patternc explain | show | check | emit | demo | bench | presets`."""
+"""The command line: `patternc explain | show | report | check | emit | demo | bench | presets`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from rich.text import Text
 import patternc
 from patternc.diagnostics import Diagnostic, PatternError, suggest
 from patternc.language.parser import parse_program
-from patternc.pattern import MAX_N, Pattern, parse, parse_file, presets
+from patternc.language.resolve import presets_text
+from patternc.pattern import MAX_N, Pattern, parse, parse_asserts, parse_file, presets
 from patternc.relation import BudgetExceeded
 
 if TYPE_CHECKING:
-    from patternc.analysis.verdict import Verdict
     from patternc.report.choices import Choices
     from patternc.runtime.demo import Demo
 
 R = TypeVar("R")
 
 NOT_PROVED, USAGE = 1, 2
+EXPRESSION = "<pattern>"
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20}
 
@@ -112,25 +113,37 @@ def _coloured(diagnostic: Diagnostic) -> Text:
     return text
 
 
+def _text(source: str) -> tuple[str, str]:
+    """The text that an argument stands for, and its name: of a file, of standard input, or of no file at all."""
+    if source == "-":
+        return sys.stdin.read(), "<stdin>"
+    if not source.endswith(".pat"):
+        return source, EXPRESSION
+    try:
+        return Path(source).read_text("utf-8"), source
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise _Failure("no-file", f"cannot read '{source}': {reason}") from None
+
+
 def _load(source: str, chosen: str | None = None) -> list[Pattern]:
     """The patterns that an argument names: one, or all of a file."""
-    if source == "-":
-        found = _of_file(sys.stdin.read(), "<stdin>")
-    elif source.endswith(".pat"):
-        try:
-            found = _of_file(Path(source).read_text("utf-8"), source)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise _Failure("no-file", f"cannot read '{source}': {reason}") from None
+    return _patterns(*_text(source), chosen)
+
+
+def _patterns(text: str, name: str, chosen: str | None) -> list[Pattern]:
+    if name != EXPRESSION:
+        found = _of_file(text, name)
     else:
-        name = source if source.isidentifier() and source in presets() else None
-        found = [Pattern(parse(source).expression, name)]
+        preset = text if text.isidentifier() and text in presets() else None
+        found = [Pattern(parse(text).expression, preset)]
     if chosen is None:
         return found
     names = [pattern.name for pattern in found if pattern.name]
     if chosen not in names:
         hint = suggest(chosen, names) or (f"there are {', '.join(names)}" if names else "nothing there has a name")
-        raise _Failure("unknown-name", f"'{source}' has no pattern '{chosen}'", hint)
+        where = text if name == EXPRESSION else name
+        raise _Failure("unknown-name", f"'{where}' has no pattern '{chosen}'", hint)
     return [pattern for pattern in found if pattern.name == chosen]
 
 
@@ -289,6 +302,9 @@ def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
 @_chosen
 @click.option("--n", type=LENGTH, default=64, show_default=True, help="Sequence length.")
 @click.option("--tiles", type=LENGTH, help="Draw the borders of tiles of this size, and count them.")
+@click.option(
+    "--reach", type=click.IntRange(0), metavar="L", help="Draw what L layers from --layer up reach, all heads together."
+)
 @_head
 @_layer
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write an SVG file instead.")
@@ -300,6 +316,7 @@ def show(
     chosen: str | None,
     n: int,
     tiles: int | None,
+    reach: int | None,
     head: int,
     layer: int,
     svg: Path | None,
@@ -309,11 +326,12 @@ def show(
     """Draw the mask: queries run down, keys to the right; a colour (a letter, without colours) for each part.
 
     PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. What runtime inputs or scores
-    decide is drawn pale (in small letters).
+    decide is drawn pale (in small letters). With --reach, a colour for the number of layers that a key is away.
 
     \b
     Examples:
       patternc show "causal & (window(4) | global([0]) | stride(8))" --n 32
+      patternc show "causal & window(8)" --reach 4
       patternc show longformer --n 8K
       patternc show "causal & chunk(16)" --tiles 16
       patternc show flagship --n 16K --svg flagship.svg
@@ -321,10 +339,12 @@ def show(
     from patternc.report.svg import mask_svg
     from patternc.report.text import mask_text
 
+    if reach is not None and (tiles is not None or head):
+        raise _Failure("usage", f"--{'tiles' if tiles is not None else 'head'} is about one mask, and --reach about several")
     found = _load_one(source, chosen) if svg else None
     if found is not None and svg is not None:
         try:
-            svg.write_text(mask_svg(found, n, head=head, layer=layer), "utf-8")
+            svg.write_text(mask_svg(found, n, head=head, layer=layer, reach=reach), "utf-8")
         except OSError as error:
             raise _Failure("no-file", f"cannot write '{svg}': {error.strerror}") from None
         if as_json:
@@ -334,7 +354,7 @@ def show(
         return
     patterns = _load(source, chosen)
     if as_json:
-        _print_json([_mask_json(pattern, n, head, layer) for pattern in patterns])
+        _print_json([_mask_json(pattern, n, head, layer, reach) for pattern in patterns])
         return
     console = _console(width=width)
     colours = console.color_system is not None
@@ -343,31 +363,92 @@ def show(
             console.print()
         if len(patterns) > 1:
             console.print(Text(pattern.name or str(pattern), "bold"))
-        drawn = mask_text(pattern, n, head=head, layer=layer, width=console.width, colours=colours, tiles=tiles)
+        drawn = mask_text(pattern, n, head=head, layer=layer, reach=reach, width=console.width, colours=colours, tiles=tiles)
         console.print(drawn, soft_wrap=True)
 
 
-def _mask_json(pattern: Pattern, n: int, head: int, layer: int) -> dict[str, Any]:
-    """Rows as runs [first, last] of keys that are held, and of keys that are possible but not held."""
-    from patternc.report.picture import picture
+def _mask_json(pattern: Pattern, n: int, head: int, layer: int, reach: int | None) -> dict[str, Any]:
+    """Rows as runs [first, last] of keys that are held (reached), and of keys that are possible but not held."""
+    from patternc.report.reached import drawing
     from patternc.report.svg import runs
 
-    drawn = picture(pattern, n, head=head, layer=layer)
+    drawn = drawing(pattern, n, head=head, layer=layer, reach=reach)
     codes = drawn.codes()
     rows = [{"held": _runs(runs(row > 0)), "possible": _runs(runs(row < 0))} for row in codes]
-    return {"name": pattern.name, "expression": str(pattern), "n": n, "head": head, "layer": layer, "rows": rows}
+    asked = {"n": n, "head": head, "layer": layer, **({} if reach is None else {"reach": reach})}
+    return {"name": pattern.name, "expression": str(pattern), **asked, "rows": rows}
 
 
 def _runs(found: Any) -> list[list[int]]:
     return [[first, end - 1] for first, end in found]
 
 
+@main.command(short_help="Write a page about it: pictures, reach, guarantees and costs.")
+@_source
+@_chosen
+@click.option("--n", type=LENGTH, default=4096, show_default=True, help="Sequence length of the numbers.")
+@click.option("--picture", "drawn", type=LENGTH, help="Sequence length of the pictures, up to 2,048; 128 to 512 by default.")
+@click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of flops.")
+@click.option("--layer", type=click.IntRange(0), help="Only this layer, from the bottom.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    metavar="FILE",
+    help="Where to write it.",
+)
+@_json
+@_reports_errors
+def report(
+    source: str,
+    chosen: str | None,
+    n: int,
+    drawn: int | None,
+    head_dim: int,
+    layer: int | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write one HTML page about a pattern, complete in itself: its mask, what is reached layer by layer, its guarantees
+    with witnesses to look at, its costs and the kernel's plan.
+
+    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. With --json, the numbers of the
+    page are printed too.
+
+    \b
+    Examples:
+      patternc report "causal & (window(16) | stride(16))"
+      patternc report bigbird --n 16K --picture 1K -o bigbird.html
+    """
+    from patternc.report.content import content
+    from patternc.report.page import page
+
+    pattern = _load_one(source, chosen)
+    found = content(pattern if layer is None else pattern.layer(layer), n=n, drawn=drawn, head_dim=head_dim)
+    try:
+        output.write_text(page(found), "utf-8")
+    except OSError as error:
+        raise _Failure("no-file", f"cannot write '{output}': {error.strerror}") from None
+    if as_json:
+        _print_json({"file": str(output), **found.to_json()})
+    else:
+        click.echo(f"wrote {output}")
+
+
 @main.command(short_help="Prove or refute guarantees about it.")
 @_source
 @_chosen
+@click.option("--n", type=LENGTH, help="Sequence length that the options ask about; every length by default.")
 @click.option("--causal", is_flag=True, help="No query reads a key after it.")
 @click.option("--nonempty", is_flag=True, help="No query is left without a key.")
 @click.option("--self-loops", is_flag=True, help="Every query reads its own position.")
+@click.option("--max-hops", type=click.IntRange(0), metavar="H", help="The first H layers connect every key to its queries.")
+@click.option("--layers", type=click.IntRange(0), metavar="L", help="So do any L layers in a row.")
+@click.option("--universal", is_flag=True, help="A published condition for universal approximation is met.")
+@click.option("--hub", is_flag=True, help="In every layer, one position reads all others and is read by them.")
+@click.option("--hamiltonian", is_flag=True, help="The layers together hold a Hamiltonian path.")
 @click.option("--subset-of", metavar="PATTERN", multiple=True, help="Every pair is one of this pattern.")
 @click.option("--equivalent-to", metavar="PATTERN", multiple=True, help="The pairs are those of this pattern.")
 @_json
@@ -375,54 +456,58 @@ def _runs(found: Any) -> list[list[int]]:
 def check(
     source: str,
     chosen: str | None,
-    causal: bool,
-    nonempty: bool,
-    self_loops: bool,
+    n: int | None,
+    max_hops: int | None,
+    layers: int | None,
     subset_of: Sequence[str],
     equivalent_to: Sequence[str],
     as_json: bool,
+    **properties: bool,
 ) -> None:
-    """Prove or refute guarantees, for every sequence length, layer and head; all three properties without options.
+    """Prove or refute guarantees: the asserts of a program, and what the options ask for; the first three without either.
 
-    PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. The exit status is 1 if any
-    checked guarantee is not proved, so that a CI job can depend on it.
+    PATTERN is an expression, the name of a preset, a .pat file, - for standard input, or 'presets' for those that ship with
+    the package. A guarantee holds for every layer, head, runtime input and score, and without --n for every sequence length.
+    The exit status is 1 if any is not proved, be it refuted or unknown, so that a CI job can depend on it.
 
     \b
     Examples:
       patternc check "causal & (window(4096) | sinks(4))"
-      patternc check patterns.pat --causal --nonempty
+      patternc check "causal & (window(1024) | stride(1024))" --n 1M --max-hops 2
+      patternc check patterns.pat
       patternc check "causal & window(128)" --subset-of mistral
       patternc check "chunk(8) | blocks(8, 1, 0)" --equivalent-to "blocks(8, 1, 0)"
     """
-    from patternc.analysis.inclusion import prove_equivalent, prove_subset
-    from patternc.report.explain import verdict_table
+    from patternc.analysis.guarantees import check as decide
+    from patternc.language.asserts import EQUAL, SUBSET, Claim
+    from patternc.report.checked import checked
 
-    every = not (causal or nonempty or self_loops or subset_of or equivalent_to)
-    asked: list[Callable[[Pattern], Verdict]] = []
-    asked += [Pattern.prove_causal] if causal or every else []
-    asked += [Pattern.prove_nonempty] if nonempty or every else []
-    asked += [Pattern.prove_self_loops] if self_loops or every else []
-    asked += [partial(prove_subset, other=_load_one(text, None)) for text in subset_of]
-    asked += [partial(prove_equivalent, other=_load_one(text, None)) for text in equivalent_to]
-    results = [(pattern, [ask(pattern) for ask in asked]) for pattern in _load(source, chosen)]
+    text, name = (presets_text(), "presets.pat") if source == "presets" else _text(source)
+    asserts = [claim for claim in parse_asserts(text, name) if chosen is None or claim.speaks_of(chosen)]
+    others = [(SUBSET, other) for other in subset_of] + [(EQUAL, other) for other in equivalent_to]
+    limits = (("hops", max_hops), ("coverage", layers))
+    asked = [partial(Claim, word) for word, wanted in properties.items() if wanted]
+    asked += [partial(Claim, word, operator="<=", limit=limit) for word, limit in limits if limit is not None]
+    asked += [partial(Claim, word, other=_load_one(other, None).expression) for word, other in others]
+    if not asked and not asserts:
+        asked = [partial(Claim, word) for word in ("causal", "nonempty", "self_loops")]
+    patterns = _patterns(text, name, chosen) if asked or chosen else []
+    claims = [*asserts, *(claim(subject=p.expression, name=p.name, n=n) for p in patterns for claim in asked)]
+    results = checked((claim, decide(claim)) for claim in claims)
     if as_json:
-        _print_json(
-            [
-                {
-                    "name": pattern.name,
-                    "expression": str(pattern),
-                    "proved": all(verdicts),
-                    "verdicts": [verdict.to_json() for verdict in verdicts],
-                }
-                for pattern, verdicts in results
-            ]
-        )
+        _print_json([result.to_json() for result in results])
     else:
         console = _console()
-        for pattern, verdicts in results:
-            console.print(Text(f"{pattern.name} = {pattern}" if pattern.name else str(pattern), "bold"))
-            console.print(verdict_table(verdicts, certificates=True))
-    if not all(verdict for _, verdicts in results for verdict in verdicts):
+        if name != EXPRESSION and not asserts:
+            about = "" if chosen is None else f" about '{chosen}'"
+            console.print(Text(f"{name} has no asserts{about}", "dim"))
+        for result in results:
+            console.print(result.render())
+        for result in results:
+            for failure in result.failures:
+                console.print()
+                console.print(_coloured(failure), soft_wrap=True)
+    if not all(results):
         raise SystemExit(NOT_PROVED)
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from patternc.dense import Evaluator, check_dense
 from patternc.diagnostics import PatternError, suggest
+from patternc.language.asserts import Claim, claims
 from patternc.language.elaborate import meaning
 from patternc.language.parser import parse_program
 from patternc.language.printer import show
@@ -20,6 +21,10 @@ from patternc.relation import ELABORATION_BUDGET, ROW_BUDGET, BudgetExceeded, Pa
 from patternc.terms import Condition, Meaning, Term
 
 if TYPE_CHECKING:
+    from patternc.analysis.degrees import Degrees
+    from patternc.analysis.graph import Graph
+    from patternc.analysis.redundancy import Redundancy
+    from patternc.analysis.universality import Criterion
     from patternc.analysis.verdict import Verdict
 
 MAX_N = 2**31 - 1
@@ -180,6 +185,100 @@ class Pattern:
 
         return prove_self_loops(self)
 
+    def reachable(self, q: int, k: int, layers: int, n: int | None = None) -> Verdict:
+        """Whether query q reads position k through so many stacked layers, by a path or a set that it never leaves."""
+        from patternc.analysis.reach import reachable
+
+        return reachable(self, q, k, layers, n)
+
+    def distance(self, q: int, k: int, n: int | None = None) -> Verdict:
+        """The least number of stacked layers through which query q reads position k, as the verdict's value."""
+        from patternc.analysis.reach import distance
+
+        return distance(self, q, k, n)
+
+    def hop_diameter(self, n: int | None = None, **options: Any) -> Verdict:
+        """The least number of stacked layers that connect all that dense ones would, at n or for every n.
+
+        ``options`` are those of `patternc.analysis.reach.hop_diameter`: target, residual, mode and start_layer.
+        """
+        from patternc.analysis.reach import hop_diameter
+
+        return hop_diameter(self, n, **options)
+
+    def receptive_field(self, layers: int, q: int, n: int) -> tuple[tuple[int, int, int], ...]:
+        """The positions that query q of the top layer reads through so many layers, as runs (first, last, step)."""
+        from patternc.analysis.receptive_field import receptive_field
+
+        return receptive_field(self, layers, q, n)
+
+    def field_sizes(self, layers: int, n: int, q: int | None = None) -> tuple[int, ...]:
+        """How many positions are read through 0, 1, ..., ``layers`` layers, by query q or at most by any query."""
+        from patternc.analysis.receptive_field import field_sizes
+
+        return field_sizes(self, layers, n, q)
+
+    def coverage(self, n: int | None = None) -> Verdict:
+        """The number of layers that connects all, from whichever layer of the schedule it starts."""
+        from patternc.analysis.coverage import coverage
+
+        return coverage(self, n)
+
+    def hub(self, n: int | None = None) -> Verdict:
+        """Whether some position is read by every query and reads every key, in every layer: then two layers connect all."""
+        from patternc.analysis.hub import hub
+
+        return hub(self, n)
+
+    def hamiltonian_path(self, n: int | None = None) -> Verdict:
+        """Whether a walk along the pairs of all layers can visit every position once."""
+        from patternc.analysis.hamiltonian import hamiltonian_path
+
+        return hamiltonian_path(self, n)
+
+    def universality(self, n: int | None = None, *, hops: int = 2) -> tuple[Criterion, ...]:
+        """Which published conditions for expressive power hold: Yun et al. 2020, BigBird's, the Sparse Transformer's."""
+        from patternc.analysis.universality import universality
+
+        return universality(self, n, hops=hops)
+
+    def redundant_terms(self) -> Redundancy:
+        """The operands of `|`, `&` and `-` that change nothing for any n, as they were written, and the rest without them."""
+        from patternc.analysis.redundancy import redundant_terms
+
+        return redundant_terms(self)
+
+    def degrees(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> Degrees:
+        """How many keys each query of one head reads at n, and how many queries read each key, with their distributions."""
+        from patternc.analysis.degrees import degrees
+
+        _check_n(n)
+        return degrees(self, n, head, layer=layer, **inputs)
+
+    def spectral_gap(self, n: int, *, steps: int = 100, seed: int = 0, **options: Any) -> Verdict:
+        """How well connected the pairs of one layer are at n, taken in both directions: an interval for the spectral gap.
+
+        ``options`` are those of `patternc.analysis.spectrum.spectral_gap`: layer, symmetrise and the runtime inputs.
+        """
+        from patternc.analysis.spectrum import spectral_gap
+
+        _check_n(n)
+        return spectral_gap(self, n, steps=steps, seed=seed, **options)
+
+    def graph(self, n: int, head: int | None = None, *, layer: int | None = None, **inputs: Any) -> Graph:
+        """The pairs of one layer at a small n as a networkx graph, with the terms and heads that hold each."""
+        from patternc.analysis.graph import graph
+
+        _check_n(n)
+        return graph(self, n, head, layer=layer, **inputs)
+
+    def block_graph(self, n: int, block: int, head: int | None = None, *, layer: int | None = None, **inputs: Any) -> Graph:
+        """The graph of one layer at n between blocks of positions, ready to draw: each edge with how many pairs it holds."""
+        from patternc.analysis.graph import block_graph
+
+        _check_n(n)
+        return block_graph(self, n, block, head, layer=layer, **inputs)
+
 
 def _included(a: Meaning, b: Meaning) -> Inclusion:
     missing = a.static - b.possible
@@ -235,15 +334,36 @@ def _runs(row: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
 def parse(text: str, name: str = "<pattern>") -> Pattern:
     """Read a pattern: an expression, with definitions before it if you like, or the name of a preset.
 
+    Asserts do not take part in the pattern; they must be claims, and are not checked.
+
     Raises:
         PatternError: with a code, the place, a caret and a hint.
     """
-    return Pattern(resolve(parse_program(text, name)))
+    program = parse_program(text, name)
+    expression = resolve(program)
+    claims(program)
+    return Pattern(expression)
 
 
 def parse_file(text: str, name: str) -> dict[str, Pattern]:
-    """Every `pattern name = ...` of a `.pat` file, by name."""
-    return {key: Pattern(value, key) for key, value in named_patterns(parse_program(text, name)).items()}
+    """Every `pattern name = ...` of a `.pat` file, by name. Asserts must be claims, and are not checked."""
+    program = parse_program(text, name)
+    claims(program)
+    return {key: Pattern(value, key) for key, value in named_patterns(program).items()}
+
+
+def parse_asserts(text: str, name: str = "<pattern>") -> tuple[Claim, ...]:
+    """What the `assert` lines of a program or a `.pat` file claim; `patternc.analysis.guarantees.check` decides them.
+
+    Raises:
+        PatternError: the text is no program, a line is no claim, or a pattern in one cannot be read.
+    """
+    found = claims(parse_program(text, name))
+    for claim in found:
+        for expression in (claim.subject, claim.other):
+            if expression is not None:
+                Pattern(expression)
+    return found
 
 
 def presets() -> dict[str, Pattern]:

@@ -6,16 +6,31 @@ This is the only module that knows the integer set library (islpy). Every call r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from math import gcd, lcm
 from typing import Any, TypeVar
 
 import islpy as isl
 
-from patternc.scalar import TRUE, ZERO, Const, Op, Operator, Scalar, Var, bounds, conjunction, evaluate, op, substitute, text
+from patternc.scalar import (
+    TRUE,
+    ZERO,
+    Const,
+    Op,
+    Operator,
+    Scalar,
+    Var,
+    bounds,
+    conjunction,
+    disjunction,
+    evaluate,
+    op,
+    substitute,
+    text,
+)
 
 DEFAULT_BUDGET = 2_000_000
 TILE_BUDGET = 1_000_000
@@ -208,6 +223,43 @@ class Relation:
         return bool(self._map.is_equal(other._map))
 
     @_budgeted
+    def then(self, other: Relation) -> Relation:
+        """The pairs (q, k) for which some x has (q, x) in this relation and (x, k) in ``other``."""
+        return Relation(self._map.apply_range(other._map).coalesce())
+
+    @_budgeted
+    def at(self, n: int) -> Relation:
+        """The pairs at one n; the relation is empty at every other."""
+        return Relation(self._map.fix_val(isl.dim_type.param, 0, isl.Val(n)).coalesce())
+
+    @_budgeted
+    def image(self, queries: Positions) -> Positions:
+        """The keys of any of the queries."""
+        return Positions(queries._set.apply(self._map).coalesce())
+
+    @_budgeted
+    def preimage(self, keys: Positions) -> Positions:
+        """The queries that read any of the keys."""
+        return Positions(keys._set.apply(self._map.reverse()).coalesce())
+
+    @_budgeted
+    def lengths_without(self, q: int, k: int) -> int | None:
+        """The smallest n that has positions q and k but not the pair; None if every such n has the pair."""
+        wanted = isl.Map(f"[n] -> {{ [{q}] -> [{k}] : n > {max(q, k)} }}")
+        missing = (wanted - self._map).params()
+        if missing.is_empty():
+            return None
+        ns = missing.move_dims(isl.dim_type.set, 0, isl.dim_type.param, 0, 1)
+        return int(ns.dim_min_val(0).to_python())
+
+    @cached_property
+    def condition(self) -> Scalar:
+        """The condition on ``q``, ``k``, ``n`` that `where` reads back: linear, with divisions by constants only."""
+        with budget():
+            pieces = self._map.compute_divs().wrap().flatten().get_basic_sets()
+            return disjunction(_constraints(piece) for piece in pieces)
+
+    @_budgeted
     def views(self) -> list[tuple[View, Relation]]:
         """The relation in pieces, each with the view that packs it best; pieces may overlap."""
         found: dict[View, isl.Map] = {}
@@ -350,6 +402,64 @@ class Relation:
 
 
 @dataclass(frozen=True, eq=False)
+class Positions:
+    """A set of positions x, 0 <= x < n, for every n at once."""
+
+    _set: isl.Set
+
+    @staticmethod
+    @_budgeted
+    def of(runs: Iterable[tuple[int, int, int]]) -> Positions:
+        """The positions first, first + step, ..., last of every run, where they exist."""
+        parts = (f"[n] -> {{ [x] : {a} <= x <= {b} and (x - {a}) mod {step} = 0 and 0 <= x < n }}" for a, b, step in runs)
+        return Positions(reduce(isl.Set.union, map(isl.Set, parts), isl.Set("[n] -> { [x] : false }")).coalesce())
+
+    @_budgeted
+    def __and__(self, other: Positions) -> Positions:
+        return Positions((self._set & other._set).coalesce())
+
+    @_budgeted
+    def __or__(self, other: Positions) -> Positions:
+        return Positions((self._set | other._set).coalesce())
+
+    @_budgeted
+    def __sub__(self, other: Positions) -> Positions:
+        return Positions((self._set - other._set).coalesce())
+
+    @_budgeted
+    def is_empty(self) -> bool:
+        return bool(self._set.is_empty())
+
+    @_budgeted
+    def is_subset(self, other: Positions) -> bool:
+        return bool(self._set.is_subset(other._set))
+
+    @_budgeted
+    def smallest(self, n: int) -> int | None:
+        """The first of the positions at n; None if there is none."""
+        fixed = self._set.fix_val(isl.dim_type.param, 0, isl.Val(n))
+        return None if fixed.is_empty() else int(fixed.dim_min_val(0).to_python())
+
+    @_budgeted
+    def runs(self, n: int) -> tuple[tuple[int, int, int], ...]:
+        """The positions at n as disjoint runs (first, last, step), ascending by first."""
+        fixed = self._set.fix_val(isl.dim_type.param, 0, isl.Val(n)).coalesce().compute_divs()
+        plain = fixed.get_basic_sets()
+        if len(plain) > 1:
+            plain = fixed.make_disjoint().compute_divs().get_basic_sets()
+        found: list[tuple[int, int, int]] = []
+        for piece in plain:
+            one = isl.Set.from_basic_set(piece)
+            if piece.dim(isl.dim_type.div) == 0:
+                first, last = (int(bound.to_python()) for bound in (one.dim_min_val(0), one.dim_max_val(0)))
+                found.append((first, last, 1))
+            else:
+                zero = isl.Set("[n] -> { [0] }")
+                found += Relation(isl.Map.from_domain_and_range(zero, one)).row(0, n)
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True, eq=False)
 class TileSets:
     """The full and the partial tiles of a relation, as relations from row tile I to key tile J."""
 
@@ -464,6 +574,37 @@ def _isl_text(node: Scalar) -> str:
             return f"({_isl_text(a)} = {_isl_text(b)})"
         case Op(name, args):
             return "(" + f" {name} ".join(map(_isl_text, args)) + ")"
+
+
+def _constraints(piece: isl.BasicSet) -> Scalar:
+    """The constraints of a piece over points (q, k), its divisions written out."""
+    kinds: Any = isl.dim_type
+    names: list[tuple[Any, int, Scalar]] = [(kinds.param, 0, Var("n")), (kinds.set, 0, Var("q")), (kinds.set, 1, Var("k"))]
+    for i in range(piece.dim(kinds.div)):
+        div = piece.get_div(i)
+        scale = div.get_denominator_val()
+        inputs = [(kinds.in_ if kind == kinds.set else kind, at, name) for kind, at, name in names]
+        terms = [(div.get_coefficient_val(kind, at).mul(scale).to_python(), name) for kind, at, name in inputs]
+        whole = _linear(terms, div.get_constant_val().mul(scale))
+        names.append((kinds.div, i, op("//", whole, scale.to_python())))
+    found: list[Scalar] = []
+    for constraint in piece.get_constraints():
+        terms = [(constraint.get_coefficient_val(kind, at).to_python(), name) for kind, at, name in names]
+        left = _linear(terms, constraint.get_constant_val())
+        found.append(op("==" if constraint.is_equality() else "<=", 0, left))
+    return conjunction(found)
+
+
+def _linear(terms: Iterable[tuple[int, Scalar]], constant: isl.Val) -> Scalar:
+    """The sum of the terms, those that are added first."""
+    total: Scalar = ZERO
+    for factor, name in sorted(terms, key=lambda term: -term[0]):
+        if factor > 0:
+            total = name if total == ZERO and factor == 1 else op("+", total, op("*", factor, name))
+        elif factor < 0:
+            total = op("-", total, op("*", -factor, name))
+    value = constant.to_python()
+    return op("+", total, value) if value else total
 
 
 def _as_parameters(relation: isl.Map, domain: str = "q", range_: str = "k") -> isl.Set:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,34 @@ def test_help_has_examples() -> None:
         (("chunk(8)", "--equivalent-to", "chunk(9)"), 1),
         (("gemma3",), 0),
         (("jamba", "--nonempty"), 1),
+        (("causal & (window(64) | stride(64))", "--max-hops", "2"), 0),
+        (("causal & (window(64) | stride(64))", "--max-hops", "1"), 1),
+        (("mistral", "--n", "1M", "--max-hops", "257", "--causal"), 0),
+        (("mistral", "--n", "1M", "--max-hops", "256"), 1),
+        (("mistral", "--max-hops", "256"), 1),
+        (("jamba", "--max-hops", "5"), 0),
+        (("jamba", "--max-hops", "5", "--layers", "8"), 0),
+        (("jamba", "--layers", "7"), 1),
+        (("causal", "--max-hops", "0", "--n", "1"), 0),
+        (("causal", "--max-hops", "0", "--n", "2"), 1),
+        (("causal & topk(s, 4)", "--max-hops", "1", "--n", "64"), 1),
+        (("bigbird", "--universal", "--hub", "--hamiltonian"), 0),
+        (("causal", "--hub"), 1),
+        (("causal & stride(2)", "--hamiltonian"), 1),
+        (("causal", "--universal"), 1),
+        (("full", "--causal", "--n", "1"), 0),
+        (("mistral", "--equivalent-to", "causal", "--n", "4096"), 0),
+        (("presets",), 0),
+        (("presets", "-p", "mistral"), 0),
+        (("causal; assert hops <= 1",), 0),
+        (("causal; assert hops < 1",), 1),
+        (("pattern a = full; assert hub(a)",), 0),
+        (("presets", "-p", "mistrl"), 2),
+        (("causal", "--max-hops", "-1"), 2),
+        (("causal", "--max-hops", "2", "--n", "0"), 2),
+        (("causal; assert hop <= 1",), 2),
+        (("causal; assert hub(windw(4))",), 2),
+        (("pattern a = full; assert hub(a)", "--hub"), 2),
         (("windw(4)",), 2),
         (("causal", "--subset-of", "windw(4)"), 2),
         (("missing.pat",), 2),
@@ -84,6 +113,100 @@ def test_check_tells_the_witness_in_words() -> None:
     (verdict,) = entry["verdicts"]
     assert verdict["witness"] == {"n": 2, "q": 0, "k": 1}
     assert len(json.loads(run("check", "causal", "--json").stdout)[0]["verdicts"]) == 3
+
+
+ASSERTS = """\
+pattern near = causal & window(8)
+pattern strided = causal & (window(64) | stride(64))
+
+assert causal(near); assert hops(strided) <= 2
+    assert hops(near) <= 3 at 64  # it is 9
+assert near <= strided | near
+"""
+
+
+@pytest.fixture
+def asserted(tmp_path: Path) -> Path:
+    path = tmp_path / "asserted.pat"
+    path.write_text(ASSERTS)
+    return path
+
+
+def test_check_decides_the_asserts_of_a_file(asserted: Path) -> None:
+    result = run("check", str(asserted), COLUMNS="200")
+    assert result.exit_code == 1
+    assert result.stderr == ""
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines[0] == "near = causal & window(8)"
+    assert sum(line.startswith("proved ") for line in lines) == 3
+    assert re.search(r"^refuted +the hop diameter is at most 3, at n = 64 +9 *$", result.stdout, re.MULTILINE)
+    at = lines.index(f" --> {asserted}:5:5")
+    assert lines[at - 1].startswith("error[refuted]: the hop diameter is at most 3, at n = 64: ")
+    assert lines[at + 1 :] == [
+        "  |",
+        "5 |     assert hops(near) <= 3 at 64  # it is 9",
+        "  |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^",
+    ]
+    asserted.write_text(ASSERTS.replace("<= 3 at", "<= 9 at"))
+    result = run("check", str(asserted))
+    assert result.exit_code == 0
+    assert "error" not in result.stdout
+    assert run("check", "-", stdin=ASSERTS).exit_code == 1
+
+
+def test_check_tells_asserts_that_are_open(asserted: Path) -> None:
+    asserted.write_text("causal & topk(s, 4) & window(9)\nassert hops <= 8 at 64")
+    result = run("check", str(asserted))
+    assert result.exit_code == 1
+    assert "error[unknown]: " in result.stdout
+    assert "2 | assert hops <= 8 at 64" in result.stdout
+
+
+def test_check_with_asserts_as_json(asserted: Path) -> None:
+    near, strided = json.loads(run("check", str(asserted), "--json").stdout)
+    assert [near[key] for key in ("name", "expression", "proved")] == ["near", "causal & window(8)", False]
+    assert strided["proved"]
+    causal, limit, subset = near["verdicts"]
+    assert causal["assert"] == "assert causal(near)"
+    assert [causal[key] for key in ("guarantee", "n", "line", "column", "status")] == ["causal", None, 4, 1, "proved"]
+    assert [limit[key] for key in ("operator", "limit", "n", "line", "column", "value")] == ["<=", 3, 64, 5, 5, 9]
+    assert limit["status"] == "refuted"
+    assert limit["witness"]["n"] == 64
+    assert limit["certificate"]["kind"]
+    assert (subset["guarantee"], subset["other"]) == ("subset", "causal & (window(64) | stride(64)) | causal & window(8)")
+    (entry,) = json.loads(run("check", "causal & window(4, dilation=2)", "--max-hops", "3", "--n", "64", "--json").stdout)
+    (limit,) = entry["verdicts"]
+    assert limit["value"] == "infinity"
+    assert "assert" not in limit
+
+
+def test_check_of_one_pattern_takes_the_asserts_that_name_it(asserted: Path) -> None:
+    (entry,) = json.loads(run("check", str(asserted), "-p", "strided", "--self-loops", "--n", "9", "--json").stdout)[:1]
+    found = {(v["guarantee"], v["n"]) for v in entry["verdicts"]}
+    assert found == {("hops", None), ("self_loops", 9)}
+    for name in ("near_", "mistral"):
+        asserted.write_text(f"{ASSERTS}assert causal(mistral)\n")
+        result = run("check", str(asserted), "-p", name)
+        assert result.exit_code == 2
+        assert f"has no pattern '{name}'" in result.stderr
+
+
+def test_check_says_where_there_are_no_asserts(patterns: Path) -> None:
+    assert f"{patterns} has no asserts\n" in run("check", str(patterns), COLUMNS="300").stdout
+    assert "has no asserts about 'near'" in run("check", str(patterns), "-p", "near", COLUMNS="300").stdout
+    assert "asserts" not in run("check", "causal").stdout
+    assert "asserts" not in run("check", "presets").stdout
+    assert len(json.loads(run("check", str(patterns), "--json").stdout)) == 2
+
+
+def test_errors_in_asserts_have_a_caret(asserted: Path) -> None:
+    asserted.write_text(ASSERTS + "assert hop(near) <= 2\n")
+    for command in ("check", "explain", "show"):
+        result = run(command, str(asserted))
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert "asserted.pat:7:8" in result.stderr
+        assert "hint: did you mean 'hops'?" in result.stderr
 
 
 def test_files_hold_several_patterns(patterns: Path) -> None:
@@ -260,9 +383,9 @@ def test_presets() -> None:
 
 
 @pytest.mark.parametrize("columns", ["20", "45", "200"])
-@pytest.mark.parametrize("command", ["explain", "check", "show"])
+@pytest.mark.parametrize("command", ["explain", "check", "show", "check --max-hops 2"])
 def test_narrow_terminals(command: str, columns: str) -> None:
-    result = run(command, "flagship", COLUMNS=columns)
+    result = run(*command.split(), "flagship", COLUMNS=columns)
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= int(columns)
 

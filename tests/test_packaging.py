@@ -12,7 +12,12 @@ import patternc
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-FOLDERS = {"patternc": "patternc", "patternc.grammar": "grammar", "patternc.backends": "backends"}
+FOLDERS = {
+    "patternc": "patternc",
+    "patternc.grammar": "grammar",
+    "patternc.backends": "backends",
+    "patternc.report": "patternc/report",
+}
 
 
 def test_every_folder_of_the_core_is_a_listed_package() -> None:
@@ -41,6 +46,8 @@ def test_backend_names_shadow_nothing() -> None:
         ("patternc.grammar", "pattern.lark"),
         ("patternc.grammar", "presets.pat"),
         ("patternc.grammar", "SPEC.md"),
+        ("patternc.report", "page.css"),
+        ("patternc.report", "page.js"),
     ],
 )
 def test_data_files_exist_and_are_packaged(package: str, name: str) -> None:

@@ -14,6 +14,7 @@ from lark.visitors import Transformer_NonRecursive
 
 from patternc.diagnostics import PatternError
 from patternc.language.syntax import (
+    Assert,
     Call,
     Chain,
     Definition,
@@ -42,7 +43,7 @@ _LEADING = _BINARY - {"~", "not"} | {")", "]"}
 
 
 def parse_program(text: str, name: str = "<pattern>") -> Program:
-    """Parse definitions and an optional final expression.
+    """Parse definitions, an optional expression and what is claimed about them.
 
     Raises:
         PatternError: the text is not in the language or over a limit; the error holds the place and a hint.
@@ -52,7 +53,7 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
         raise PatternError("source-too-long", f"the source is over {MAX_SOURCE_BYTES // 1024} KiB", Span(source, 0, 1))
     _check_brackets(source)
     try:
-        items: list[Definition | Expression] = _Builder(source).transform(_lark().parse(text))
+        items: list[Definition | Assert | Expression] = _Builder(source).transform(_lark().parse(text))
     except UnexpectedCharacters as error:
         raise _unexpected_character(source, error.pos_in_stream or 0) from None
     except UnexpectedToken as error:
@@ -60,16 +61,17 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
     except VisitError as error:
         raise error.orig_exc from None
     definitions = tuple(item for item in items if isinstance(item, Definition))
-    bodies = [item for item in items if not isinstance(item, Definition)]
+    asserts = tuple(item for item in items if isinstance(item, Assert))
+    bodies = [item for item in items if not isinstance(item, Definition | Assert)]
     if len(bodies) > 1:
         message = "a program holds one expression, and this is a second one"
         raise PatternError(
             "two-expressions", message, bodies[1].span, "name it with 'let' or 'pattern', or join the two with '|' or '&'"
         )
-    program = Program(definitions, bodies[0] if bodies else None)
-    for root in (*(d.value for d in definitions), *(v for d in definitions for p in d.parameters if (v := p.value)), *bodies):
+    defaults = [p.value for d in definitions for p in d.parameters if p.value]
+    for root in (*(d.value for d in definitions), *defaults, *bodies, *(a.claim for a in asserts)):
         check_limits(root, MAX_DEPTH)
-    return program
+    return Program(definitions, bodies[0] if bodies else None, asserts)
 
 
 def _check_brackets(source: Source) -> None:
@@ -199,6 +201,8 @@ def _unexpected_token(source: Source, error: UnexpectedToken) -> PatternError:
         wanted = ["an expression"]
     elif accepts & _OPERATORS:
         wanted = ["an operator", *wanted]
+    elif accepts <= {"_NEWLINE", "$END"}:
+        wanted = ["the end of the line"]
     elif accepts <= {"NAME", "_NEWLINE", "RPAR"}:
         wanted = ["a name", *wanted]
     hint = None
@@ -209,10 +213,14 @@ def _unexpected_token(source: Source, error: UnexpectedToken) -> PatternError:
         hint = _HINTS["="]
     elif token.type in ("INTEGER", "LSQB") and "an operator" in wanted and re.search(r"[A-Za-z_]\w*$", before):
         hint = "arguments stand in parentheses, as in window(4) or global([0])"
+    elif token.type in ("AT", "FOR_ALL") or ("AT" in accepts and token in ("at", "for")):
+        hint = "an assert ends in 'for all n', or in 'at' and a number, such as 'at 4K'"
     elif token.type in ("NAME", "LPAR", "INTEGER", "TILDE") and "an operator" in wanted:
         hint = "join two patterns with '|' (union) or '&' (intersection)"
     elif token.type in ("LET", "DEF", "PATTERN"):
         hint = f"'{token}' is a keyword and starts a definition on a line of its own"
+    elif token.type == "ASSERT":
+        hint = "'assert' is a keyword and starts a claim on a line of its own"
     return PatternError("syntax", f"{found}, where {_one_of(wanted)} was expected", span, hint)
 
 
@@ -232,7 +240,7 @@ class _Builder(Transformer_NonRecursive[Token, Any]):
         start = token.start_pos or 0
         return Span(self._source, start, start + len(token))
 
-    def start(self, *items: Definition | Expression) -> list[Definition | Expression]:
+    def start(self, *items: Definition | Assert | Expression) -> list[Definition | Assert | Expression]:
         return list(items)
 
     def body(self, value: Expression) -> Expression:
@@ -246,6 +254,16 @@ class _Builder(Transformer_NonRecursive[Token, Any]):
 
     def function(self, name: Token, parameters: tuple[Keyword, ...] | None, value: Expression) -> Definition:
         return Definition("def", str(name), parameters or (), value, self._span(name))
+
+    @v_args(meta=True, inline=True)
+    def claim(self, meta: Any, value: Expression, at: Integer | None) -> Assert:
+        return Assert(value, at, Span(self._source, meta.start_pos, meta.end_pos))
+
+    def every(self, _: Token) -> None:
+        return None
+
+    def at(self, _: Token, number: Token) -> Integer:
+        return self.integer(number)
 
     def parameters(self, *items: Keyword | None) -> tuple[Keyword, ...]:
         return tuple(item for item in items if item is not None)

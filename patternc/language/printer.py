@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from patternc.language.syntax import Call, Chain, Definition, Expression, Integer, Keyword, List, Name, Program, Range, Unary
+from patternc.language.syntax import (
+    Assert,
+    Call,
+    Chain,
+    Definition,
+    Expression,
+    Integer,
+    Keyword,
+    List,
+    Name,
+    Program,
+    Range,
+    Unary,
+)
 
 LEVELS = (
     ("or",),
@@ -19,15 +32,18 @@ _LEVEL = {operator: level for level, operators in enumerate(LEVELS) for operator
 _UNARY_LEVEL = {"not": _LEVEL["not"], "~": _LEVEL["~"], "-": _LEVEL["~"]}
 
 
-def show(tree: Program | Definition | Expression) -> str:
+def show(tree: Program | Definition | Assert | Expression) -> str:
     """The text of a tree, with the parentheses it needs and no others."""
     match tree:
-        case Program(definitions, body):
-            return "\n".join([*map(show, definitions), *([_after_definitions(body)] if body is not None else [])])
+        case Program(definitions, body, asserts):
+            middle = [] if body is None else [_after_definitions(body)]
+            return "\n".join([*map(show, definitions), *middle, *map(show, asserts)])
         case Definition("def", name, parameters, value):
             return f"def {name}({', '.join(_keyword(p) for p in parameters)}) = {_show(value, 0)}"
         case Definition(keyword, name, _, value):
             return f"{keyword} {name} = {_show(value, 0)}"
+        case Assert(claim, at):
+            return f"assert {_show(claim, 0)}{'' if at is None else f' at {at.value}'}"
         case _:
             return _show(tree, 0)
 

@@ -41,11 +41,15 @@ RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES,
 Definitions = Mapping[str, Definition]
 
 
+def presets_text() -> str:
+    """The text of `grammar/presets.pat`."""
+    return files("patternc.grammar").joinpath("presets.pat").read_text("utf-8")
+
+
 @lru_cache(maxsize=1)
 def preset_definitions() -> Definitions:
     """The definitions of `grammar/presets.pat`, by name."""
-    text = files("patternc.grammar").joinpath("presets.pat").read_text("utf-8")
-    return MappingProxyType({d.name: d for d in parse_program(text, "presets.pat").definitions})
+    return MappingProxyType({d.name: d for d in parse_program(presets_text(), "presets.pat").definitions})
 
 
 def resolve(program: Program) -> Expression:
@@ -62,13 +66,22 @@ def resolve(program: Program) -> Expression:
         raise PatternError(
             "no-expression", "there are definitions here, but no expression to use", last.span, f"end with '{last.name}'"
         )
-    return _Inliner(own).inlined(program.body)
+    return Inliner(own).inlined(program.body)
 
 
 def named_patterns(program: Program) -> dict[str, Expression]:
     """Every `pattern name = ...` of a file, inlined."""
     own = _own_definitions(program)
-    return {d.name: _Inliner(own).inlined(d.value) for d in program.definitions if d.keyword == "pattern"}
+    return {d.name: Inliner(own).inlined(d.value) for d in program.definitions if d.keyword == "pattern"}
+
+
+def inliner(program: Program) -> Inliner:
+    """What writes out other expressions of a program; all of them together may have as many parts as one.
+
+    Raises:
+        PatternError: names defined twice or wrongly.
+    """
+    return Inliner(_own_definitions(program))
 
 
 def _own_definitions(program: Program) -> Definitions:
@@ -90,7 +103,7 @@ def _own_definitions(program: Program) -> Definitions:
     return own
 
 
-class _Inliner:
+class Inliner:
     """Substitutes definitions and parameters, counting the nodes that the written-out tree would have."""
 
     def __init__(self, own: Definitions):
@@ -98,6 +111,10 @@ class _Inliner:
         self._active: list[str] = []
         self._nodes = 0
         self._depth = 0
+
+    def defines(self, name: str) -> bool:
+        """Whether the name is one of the definitions, the presets among them."""
+        return name in self._definitions
 
     def inlined(self, root: Expression) -> Expression:
         """``root`` without definitions, within the limits."""

@@ -93,8 +93,18 @@ class Definition:
 
 
 @dataclass(frozen=True, slots=True)
+class Assert:
+    """``assert claim``, for every n, or ``at`` one."""
+
+    claim: Expression
+    at: Integer | None
+    span: Span = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
-    """Definitions, and the expression they serve (None in a file of definitions)."""
+    """Definitions, the expression they serve (None in a file of definitions), and what is claimed about them."""
 
     definitions: tuple[Definition, ...]
     body: Expression | None
+    asserts: tuple[Assert, ...] = ()

@@ -28,7 +28,13 @@ from patternc.terms import Choice, Document, Filter, Layout, Random, TopK
 
 _FLOPS_FORWARD, _FLOPS_BACKWARD = 4, 10
 _LONG = 600
-_STATUS = {"proved": "bold green", "refuted": "bold red", "unknown": "bold yellow"}
+_STATUS = {
+    "proved": "bold green",
+    "refuted": "bold red",
+    "bounded": "bold yellow",
+    "estimated": "bold yellow",
+    "unknown": "bold yellow",
+}
 _CANDIDATES = "; candidates: the {} that the conjuncts allow"
 
 
@@ -248,7 +254,7 @@ def _render_cost(cost: Cost) -> list[RenderableType]:
         table.add_row("against dense", f"{'at least ' if not keys.exact else ''}{cost.speedup:,.1f} times fewer pairs")
     forward, backward = cost.forward_flops, cost.backward_flops
     if forward is not None and backward is not None:
-        both = f"{most}{_engineering(forward)} forward, {most}{_engineering(backward)} backward"
+        both = f"{most}{engineering(forward)} forward, {most}{engineering(backward)} backward"
         table.add_row("flops", f"{both}, for a head of {cost.head_dim}")
     return [_heading(f"cost at n = {keys.n:,}"), Padding(table, (0, 0, 0, 2))]
 
@@ -267,7 +273,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _engineering(number: int) -> str:
+def engineering(number: int) -> str:
+    """A number of operations with a unit."""
     value = float(number)
     for unit in ("", "k", "M", "G", "T", "P"):
         if value < 1000:

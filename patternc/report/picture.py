@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import isqrt
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from patternc.language.syntax import Integer
 from patternc.pattern import Pattern
 from patternc.random_edges import draw, mix
 from patternc.relation import BudgetExceeded, Loop, Relation
+from patternc.report.colours import colour
 from patternc.report.parts import Part, parts
 from patternc.scalar import Scalar, evaluate
 from patternc.terms import Random, Term, TopK
@@ -33,6 +34,32 @@ _ROWS = 1 << 16  # rows whose draws are counted
 _TRACE = 1e-4  # the share shown of a cell that holds a pair which no sample hit
 
 
+class Drawing(Protocol):
+    """What can be drawn: pairs in a few classes, each with a label and a colour."""
+
+    @property
+    def n(self) -> int:
+        """The sequence length."""
+
+    @property
+    def title(self) -> str:
+        """What is drawn, in front of the expression ("" for the pattern itself)."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in words."""
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        """The colours of the classes."""
+
+    def codes(self) -> npt.NDArray[np.int8]:
+        """An (n, n) array: i + 1 where the pair is in class i, -(i + 1) where it may be, 0 elsewhere."""
+
+    def cells(self, rows: int, columns: int) -> Cells:
+        """The same on a grid of cells, each ``rows`` queries by ``columns`` keys."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """One layer and head of a pattern at one n, cut into its parts."""
@@ -40,6 +67,18 @@ class Picture:
     n: int
     head: int
     parts: tuple[Part, ...]
+
+    @property
+    def title(self) -> str:
+        return ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(part.label for part in self.parts)
+
+    @property
+    def colours(self) -> tuple[str, ...]:
+        return tuple(colour(i) for i in range(len(self.parts)))
 
     def codes(self) -> npt.NDArray[np.int8]:
         """An (n, n) array: i + 1 where part i holds the pair, -(i + 1) where it may, 0 elsewhere."""
@@ -76,24 +115,14 @@ class Picture:
 
     def cells(self, rows: int, columns: int) -> Cells:
         """The picture on a grid of cells, each ``rows`` queries by ``columns`` keys; nothing of size n x n for large n."""
+        if self.n <= MAX_EXACT:
+            return counted(self.codes(), len(self.parts), rows, columns)
         grid = (-(-self.n // rows), -(-self.n // columns))
         held, may = np.zeros((len(self.parts), *grid)), np.zeros((len(self.parts), *grid))
-        if self.n <= MAX_EXACT:
-            self._count_all(held, may, rows, columns)
-        else:
-            self._sample(held, may, rows, columns)
-            self._add_draws(held, may, rows, columns)
-            self._add_traces(held, may, rows, columns)
+        self._sample(held, may, rows, columns)
+        self._add_draws(held, may, rows, columns)
+        self._add_traces(held, may, rows, columns)
         return Cells(self.n, rows, columns, held, may)
-
-    def _count_all(self, held: Array, may: Array, rows: int, columns: int) -> None:
-        codes = self.codes()
-        q, k = np.arange(self.n) // rows, np.arange(self.n) // columns
-        size = np.bincount(q)[:, None] * np.bincount(k)[None, :]
-        for shares, sign in ((held, 1), (may, -1)):
-            for i in range(len(self.parts)):
-                np.add.at(shares[i], np.ix_(q, k), codes == sign * (i + 1))
-                shares[i] /= size
 
     def _sample(self, held: Array, may: Array, rows: int, columns: int) -> None:
         """A stratified sample of each cell, jittered so that no stride of a pattern can hide from it."""
@@ -171,6 +200,19 @@ class Cells:
         shares = self.held if held else self.may
         total = np.minimum(shares.sum(0), 1)
         return np.where(total > 0, shares.argmax(0), -1), total
+
+
+def counted(codes: npt.NDArray[np.int8], classes: int, rows: int, columns: int) -> Cells:
+    """The shares of the classes in each cell, counted pair by pair."""
+    n = len(codes)
+    q, k = np.arange(n) // rows, np.arange(n) // columns
+    size = np.bincount(q)[:, None] * np.bincount(k)[None, :]
+    held, may = np.zeros((classes, *size.shape)), np.zeros((classes, *size.shape))
+    for shares, sign in ((held, 1), (may, -1)):
+        for i in range(classes):
+            np.add.at(shares[i], np.ix_(q, k), codes == sign * (i + 1))
+            shares[i] /= size
+    return Cells(n, rows, columns, held, may)
 
 
 @dataclass(frozen=True)

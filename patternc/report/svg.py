@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from patternc.pattern import Pattern
-from patternc.report.colours import colour
-from patternc.report.picture import Picture, picture
+from patternc.report.picture import Drawing
+from patternc.report.reached import drawing
 
 MAX_PAIRS = 128
 """Up to this n every pair is drawn; beyond, a grid of this many cells to a side."""
@@ -45,14 +45,24 @@ class Rect:
     height: int
 
 
-def mask_svg(pattern: Pattern, n: int = 64, *, head: int = 0, layer: int = 0, side: int = _SIDE, bare: bool = False) -> str:
+def mask_svg(
+    pattern: Pattern,
+    n: int = 64,
+    *,
+    head: int = 0,
+    layer: int = 0,
+    reach: int | None = None,
+    side: int = _SIDE,
+    bare: bool = False,
+) -> str:
     """Draw one layer and head of a pattern; queries run down, keys to the right.
 
     Args:
+        reach: draw instead which keys each query reaches within so many layers, from ``layer`` up, all heads together.
         side: the width of the square in pixels.
         bare: only the square, without title, axes and legend.
     """
-    drawn = picture(pattern, n, head=head, layer=layer)
+    drawn = drawing(pattern, n, head=head, layer=layer, reach=reach)
     cell = -(-n // MAX_PAIRS)
     layers = _of_pairs(drawn) if cell == 1 else _of_cells(drawn, cell)
     cells = -(-n // cell)
@@ -60,18 +70,18 @@ def mask_svg(pattern: Pattern, n: int = 64, *, head: int = 0, layer: int = 0, si
     plot = [
         f'<rect class="pc-panel" width="{side}" height="{side}" fill="#fff"/>',
         f'<g transform="scale({_number(size / cells)})" shape-rendering="crispEdges">',
-        *(_group(layer) for layer in layers),
+        *(_group(layer, drawn.colours) for layer in layers),
         "</g>",
         *([_grid(n, side)] if cell == 1 and n > 1 else []),
         f'<rect width="{side}" height="{side}" fill="none" stroke="#8b949e" stroke-opacity=".55"/>',
     ]
-    words = f"Attention mask of {pattern} at n = {n:,}"
+    words = f"{drawn.title or 'Attention mask'} of {pattern} at n = {n:,}"
     if bare:
         return _document(side, side, words, [*plot])
     legend = list(_legend(drawn, layers, n, cell, side))
     height = _TOP + max(side, 28 * len(legend)) + _BOTTOM
     body = [
-        *_title(pattern, side),
+        *_title(pattern, side, drawn.title),
         f'<g transform="translate({_LEFT} {_TOP})">',
         *plot,
         *_axes(n, side),
@@ -93,20 +103,20 @@ class _Layer:
     rects: tuple[Rect, ...]
 
 
-def _of_pairs(drawn: Picture) -> list[_Layer]:
+def _of_pairs(drawn: Drawing) -> list[_Layer]:
     codes = drawn.codes()
-    values = [(i, held) for held in (False, True) for i in range(len(drawn.parts))]
+    values = [(i, held) for held in (False, True) for i in range(len(drawn.labels))]
     found = [(i, held, merged(codes == (i + 1 if held else -(i + 1)))) for i, held in values]
     return [_Layer(i, held, 1.0 if held else _MAY, rects) for i, held, rects in found if rects]
 
 
-def _of_cells(drawn: Picture, cell: int) -> list[_Layer]:
+def _of_cells(drawn: Drawing, cell: int) -> list[_Layer]:
     cells = drawn.cells(cell, cell)
     found = []
     for held in (False, True):
         part, share = cells.strongest(held=held)
         level = np.searchsorted([1 / 16, 1 / 4, 1 / 2, 0.999], share, side="right")
-        for i in range(len(drawn.parts)):
+        for i in range(len(drawn.labels)):
             for step, opacity in enumerate(_LEVELS):
                 rects = merged((part == i) & (level == step))
                 if rects:
@@ -134,11 +144,11 @@ def runs(row: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     return ((int(first), int(end)) for first, end in edges.reshape(-1, 2))
 
 
-def _group(layer: _Layer) -> str:
+def _group(layer: _Layer, colours: tuple[str, ...]) -> str:
     kind = "held" if layer.held else "may"
     opacity = "" if layer.opacity == 1 else f' fill-opacity="{_number(layer.opacity)}"'
     rects = "".join(f'<rect x="{r.x}" y="{r.y}" width="{r.width}" height="{r.height}"/>' for r in layer.rects)
-    return f'<g data-part="{layer.part}" data-kind="{kind}" fill="{colour(layer.part)}"{opacity}>{rects}</g>'
+    return f'<g data-part="{layer.part}" data-kind="{kind}" fill="{colours[layer.part]}"{opacity}>{rects}</g>'
 
 
 def _grid(n: int, side: int) -> str:
@@ -148,11 +158,13 @@ def _grid(n: int, side: int) -> str:
     return f'<path class="pc-grid" d="{lines}" fill="none" stroke="#fff" stroke-width="{_number(width)}"/>'
 
 
-def _title(pattern: Pattern, side: int) -> Iterator[str]:
+def _title(pattern: Pattern, side: int, what: str) -> Iterator[str]:
     room = (_LEFT + side + _GAP + _LEGEND + _RIGHT - 2 * 16) / 8.5
     shown, name = str(pattern), pattern.name
     if name:
         shown = f"{name} = {shown}"
+    if what:
+        shown = f"{what} of {shown}"
     if len(shown) > room:
         shown = shown[: int(room) - 3] + "..."
     yield _text(16, 28, shown, size=14, strong=True)
@@ -182,15 +194,16 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _legend(drawn: Picture, layers: list[_Layer], n: int, cell: int, side: int) -> Iterator[str]:
+def _legend(drawn: Drawing, layers: list[_Layer], n: int, cell: int, side: int) -> Iterator[str]:
     y = 8
     used = {(layer.part, layer.held) for layer in layers}
-    for i, part in enumerate(drawn.parts):
+    for i, label in enumerate(drawn.labels):
         held, may = (i, True) in used, (i, False) in used
-        lines = _wrapped(part.label, 29)
+        lines = _wrapped(label, 29)
         note = _NOTES[held, may]
         opacity = _MAY if may and not held else 1.0
-        yield f'<rect x="0" y="{y - 2}" width="14" height="14" rx="3" fill="{colour(i)}" fill-opacity="{_number(opacity)}"/>'
+        fill = f'fill="{drawn.colours[i]}" fill-opacity="{_number(opacity)}"'
+        yield f'<rect x="0" y="{y - 2}" width="14" height="14" rx="3" {fill}/>'
         for line in lines:
             yield _text(24, y + 10, line, size=13, strong=True)
             y += 17

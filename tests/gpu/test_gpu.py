@@ -1,4 +1,7 @@
-"""On a CUDA GPU: every preset at its own size, and random patterns, against dense attention under the mask."""
+"""On a CUDA GPU: every preset at its own size, and random patterns, against dense attention under the mask.
+
+Output, log-sum-exp and gradients, all of them by Triton kernels.
+"""
 
 import re
 
@@ -10,6 +13,7 @@ import patternc as pc
 from patternc.testing import assert_matches_dense, patterns, random_call
 
 torch = pytest.importorskip("torch")
+from patternc.runtime import operator  # noqa: E402 - needs torch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,7 +50,7 @@ def test_presets(name, dtype):
 @pytest.mark.parametrize("name", sorted(pc.presets()))
 def test_presets_at_their_own_size(name):
     for text in layers(pc.preset(name)):
-        check(text, n=5000, heads=2, kv_heads=1, head_dim=128, dtype="bfloat16", grads=False)
+        check(text, n=5000, heads=2, kv_heads=1, head_dim=128, dtype="bfloat16")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,6 +90,194 @@ def test_strides(text):
         assert_matches_dense(text, q, k, v, backend="triton", **call.inputs)
 
 
+SHARES = [
+    "local(64) | global([0, 77, -1])",
+    "causal & (chunk(64) | summary(64, 4))",
+    "where(q % 32 == 0) | local(8)",
+    "where(q % 32 == 0) & causal | summary(48, 2) | rows([5])",
+    "rows([0..200]) | stride(100) | columns([3])",
+]
+
+
+@pytest.mark.parametrize(("n_q", "n"), [(5000, 5000), (777, 5000), (5, 90)], ids=str)
+@pytest.mark.parametrize("text", SHARES)
+def test_shares(text, n_q, n):
+    """Rows that are few or far apart are done by many programs each, whose parts are merged."""
+    call = random_call(text, n=n, n_q=n_q, heads=2, kv_heads=1, head_dim=64, dtype="bfloat16", device="cuda")
+    module = operator.module_of(str(pc.parse(text)), 0, "triton", call.q, call.v)
+    splits = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "splits_of", lambda *given, real=module.splits_of: splits.append(real(*given)) or splits[-1])
+        assert_matches_dense(text, call.q, call.k, call.v, backend="triton")
+    assert splits
+    assert n < 5000 or max(splits) > 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shares_of_several_heads(dtype):
+    text = "heads((local(64) | global([0])) + (causal & stride(96)) + (where(q % 40 == 3) | local(5)))"
+    check(text, n=1500, n_q=1300, batch=2, heads=6, kv_heads=2, head_dim=64, value_dim=128, dtype=dtype)
+
+
+EMPTY = [
+    "rows([300..400]) & where(k > 400) | local(3)",
+    "rows([700])",
+    "columns([700])",
+    "where(q % 32 == 5 and k > q + 200) | self & rows([70..90])",
+    "causal & (chunk(256) | summary(256, 8))",
+    "causal & stride(400) - self",
+    "where((q - k) % 180 == 7 and q > k) | where((q - k) % 200 == 0 and q > k)",
+]
+
+
+@pytest.mark.parametrize(("n_q", "n"), [(1, 1), (20, 20), (200, 200), (600, 900)], ids=str)
+@pytest.mark.parametrize("text", EMPTY)
+def test_empty_passes(text, n_q, n):
+    """Passes without a key, for some rows or for all, and keys to pack of which there are none."""
+    check(text, n=n, n_q=n_q, heads=2, kv_heads=1, head_dim=64, dtype="bfloat16")
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("n", [1280, 1279, 1216, 50])
+@pytest.mark.parametrize("text", ["causal & stride(64)", "causal & (window(90) | stride(64))", "causal & document(ids)"])
+def test_tiles_by_the_copy_engine(text, n, head_dim):
+    """With descriptors, where n is a multiple of the stride, and without."""
+    check(text, n=n, heads=2, kv_heads=1, head_dim=head_dim, dtype="bfloat16")
+    check(text, n=n, n_q=n - n // 3, heads=1, head_dim=head_dim, dtype="float16")
+
+
+def cut(t, *, last=0, rows=0, heads=0):
+    """The same values, in the middle of a larger tensor of others."""
+    padded = torch.nn.functional.pad(t, (last, last, rows, rows, heads, heads), value=7.0)
+    n, h, d = (padded.shape[i] - 2 * more for i, more in ((2, rows), (1, heads), (3, last)))
+    return padded[:, heads : heads + h, rows : rows + n, last : last + d]
+
+
+@pytest.mark.parametrize("text", ["causal & (window(90) | stride(64))", "local(40) | global([0])", "summary(64, 3) & causal"])
+def test_descriptors_of_views(text):
+    """Tensors with gaps, at offsets, and in other orders of axes: tiles never reach beyond them."""
+    call = random_call(text, n=640, batch=2, heads=4, kv_heads=2, head_dim=64, dtype="bfloat16", device="cuda")
+    tensors = call.q, call.k, call.v
+    turned = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
+    batches = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in tensors]
+    sliced = [cut(t, rows=3, heads=1) for t in tensors]
+    aligned = [cut(t, last=16, rows=16) for t in tensors]
+    odd = [cut(t, last=3, rows=1) for t in tensors]
+    every_other = [torch.stack([t, t * 0 + 7], 3).flatten(2, 3)[:, :, ::2] for t in tensors]
+    joined = torch.cat([t.transpose(1, 2).flatten(2) for t in tensors], -1)  # as projections leave q, k and v
+    parts = joined.split([4 * 64, 2 * 64, 2 * 64], -1)
+    fused = [t.unflatten(-1, (-1, 64)).transpose(1, 2) for t in parts]
+    for mine in (turned, batches, sliced, aligned, odd, every_other, fused):
+        assert all(torch.equal(a, b) for a, b in zip(mine, tensors, strict=True))
+        assert_matches_dense(text, *mine, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_long_rows(dtype):
+    """Some rows and some keys of 20,000, against dense attention of those rows, and of all rows that read those keys."""
+    n, text = 20_000, "causal & stride(64) | global([0])"
+    call = random_call(text, n=n, heads=2, kv_heads=1, head_dim=64, dtype=dtype, device="cuda")
+    q, k, v = (t.requires_grad_() for t in (call.q, call.k, call.v))
+    out, lse = pc.compile(text, backend="triton")(q, k, v, return_lse=True)
+    generator = torch.Generator("cuda").manual_seed(1)
+    rows = torch.tensor([0, 1, 63, 64, 65, 9_999, 12_800, n - 65, n - 1], device="cuda")
+    upstream = torch.zeros_like(out)  # gradients come from these rows alone, so that the reference is exact for all keys
+    upstream[:, :, rows] = torch.randn(1, 2, len(rows), 64, generator=generator, device="cuda").to(out.dtype)
+    along = torch.zeros_like(lse)
+    along[:, :, rows] = torch.randn(1, 2, len(rows), generator=generator, device="cuda")
+    found = torch.autograd.grad((out, lse), (q, k, v), (upstream, along))
+
+    position = torch.arange(n, device="cuda")
+    distance = rows[:, None] - position
+    mask = (distance >= 0) & (distance % 64 == 0) | (rows == 0)[:, None] | (position == 0)
+    few, wide_k, wide_v = (t.detach().double().requires_grad_() for t in (q[:, :, rows], k, v))
+    scores = (few @ wide_k.transpose(-1, -2) / 8).masked_fill(~mask, -torch.inf)
+    dense = scores.softmax(-1) @ wide_v, scores.logsumexp(-1)
+    wanted = torch.autograd.grad(dense, (few, wide_k, wide_v), (upstream[:, :, rows].double(), along[:, :, rows].double()))
+    close = {"atol": 0.02, "rtol": 0.02} if dtype == "bfloat16" else {"atol": 0.004, "rtol": 0.004}
+    torch.testing.assert_close(out[:, :, rows].double(), dense[0], **close)
+    torch.testing.assert_close(lse[:, :, rows].double(), dense[1], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found[0][:, :, rows].double(), wanted[0], **close)
+    for mine, ref in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(mine.double(), ref, **close)
+    other = torch.ones(n, dtype=torch.bool, device="cuda").index_fill(0, rows, False)
+    assert not found[0][:, :, other].any()
+
+
+MIXED = "local(64) | global([0]) | causal & (stride(50) | topk(scores, 5) | random(2))"
+
+
+def leaves(call):
+    return [t.clone().requires_grad_() for t in (call.q, call.k, call.v)]
+
+
+@pytest.mark.parametrize("text", [MIXED, "bigbird", "causal & (chunk(64) | summary(64, 4))", "causal & document(ids)"])
+def test_the_same_again(text):
+    """Two runs are equal bit by bit: nothing is added in an order that chance decides."""
+    text = str(pc.preset(text)) if text in pc.presets() else text
+    call = random_call(text, n=2000, batch=2, heads=4, kv_heads=2, head_dim=64, dtype="bfloat16", device="cuda")
+    attention = pc.compile(text, backend="triton")
+    generator = torch.Generator("cuda").manual_seed(2)
+    upstream = torch.randn(call.q.shape, generator=generator, device="cuda").bfloat16()
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = []
+        for _ in range(3):
+            q, k, v = leaves(call)
+            out, lse = attention(q, k, v, return_lse=True, **call.inputs)
+            found.append([out, lse, *torch.autograd.grad((out, lse), (q, k, v), (upstream, torch.ones_like(lse)))])
+    finally:
+        torch.use_deterministic_algorithms(before)
+    for again in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+def test_only_some_inputs_need_gradients(wanted):
+    call = random_call(MIXED, n=500, heads=4, kv_heads=2, head_dim=64, dtype="bfloat16", device="cuda")
+    attention = pc.compile(MIXED, backend="triton")
+    every = leaves(call)
+    attention(*every, **call.inputs).square().sum().backward()
+    some = [t.clone().requires_grad_(i in wanted) for i, t in enumerate((call.q, call.k, call.v))]
+    attention(*some, **call.inputs).square().sum().backward()
+    for i, (mine, full) in enumerate(zip(some, every, strict=True)):
+        assert (mine.grad is not None) == (i in wanted)
+        assert mine.grad is None or torch.equal(mine.grad, full.grad)
+
+
+def test_checkpoint():
+    call = random_call(MIXED, n=500, heads=4, kv_heads=2, head_dim=64, dtype="bfloat16", device="cuda")
+    attention = pc.compile(MIXED)
+    grads = []
+    for checkpointed in (False, True):
+        q, k, v = leaves(call)
+        run = lambda q, k, v: attention(q * 2, k, v, **call.inputs).sin()  # noqa: E731
+        out = torch.utils.checkpoint.checkpoint(run, q, k, v, use_reentrant=False) if checkpointed else run(q, k, v)
+        out.sum().backward()
+        grads.append([q.grad, k.grad, v.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    """Casts like torch's own operators; gradients come back in the dtypes of the leaves, and those of the cast call."""
+    call = random_call(MIXED, n=500, heads=4, kv_heads=2, head_dim=64, dtype="float32", device="cuda")
+    attention = pc.compile(MIXED)
+    q, k, v = leaves(call)
+    with torch.autocast("cuda", dtype=dtype):
+        out, lse = attention(q, k, v, return_lse=True, **call.inputs)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    (out.float().square().sum() + lse.sum()).backward()
+    narrow = [t.to(dtype).requires_grad_() for t in (call.q, call.k, call.v)]
+    plain, other = attention(*narrow, return_lse=True, **call.inputs)
+    (plain.float().square().sum() + other.sum()).backward()
+    assert torch.equal(out, plain)
+    for mine, cast in zip((q, k, v), narrow, strict=True):
+        assert mine.grad.dtype == torch.float32
+        assert torch.equal(mine.grad, cast.grad.float())
+
+
 @pytest.mark.parametrize("scale", [1.0, -0.2])
 def test_scale(scale):
     check("causal & window(100)", n=300, head_dim=64, dtype="float16", scale=scale)
@@ -100,8 +292,10 @@ def test_uninitialised_memory_is_not_used():
             "none",
             "heads(causal + none)",
             "causal & topk(scores, 4) | document(ids)",
+            "local(40) | global([0, -1]) | stride(50)",
+            "causal & (chunk(64) | summary(64, 4))",
         ):
-            check(text, n=500, n_q=333, heads=3, head_dim=64, dtype="bfloat16", grads=False)
+            check(text, n=500, n_q=333, heads=3, head_dim=64, dtype="bfloat16")
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -148,6 +342,42 @@ def test_torch_compile():
     torch.testing.assert_close(
         compiled(call.q, call.k, call.v, call.inputs), attention(call.q, call.k, call.v, **call.inputs) * 2
     )
+
+
+def test_torch_compile_with_gradients():
+    attention = pc.compile(MIXED)
+
+    def model(q, k, v, inputs):
+        out, lse = attention(q * 2, k, v, return_lse=True, **inputs)
+        return out.float().sin().sum(-1) + lse
+
+    call = random_call(MIXED, n=300, heads=4, kv_heads=2, head_dim=64, dtype="bfloat16", device="cuda")
+    grads = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        q, k, v = leaves(call)
+        run(q, k, v, call.inputs).sum().backward()
+        grads.append([q.grad, k.grad, v.grad])
+    for mine, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, plain, atol=0.02, rtol=0.02)
+
+
+def test_cuda_graphs():
+    """A call can be captured once it has run: it neither waits for the GPU nor asks it for sizes."""
+    text = "local(64) | global([0]) | causal & (stride(50) | random(2))"
+    call = random_call(text, n=700, heads=2, head_dim=64, dtype="bfloat16", device="cuda")
+    attention = pc.compile(text)
+    expected = attention(call.q, call.k, call.v)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        attention(call.q, call.k, call.v)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention(call.q, call.k, call.v)
+    out.zero_()
+    graph.replay()
+    assert torch.equal(out, expected)
 
 
 @settings(

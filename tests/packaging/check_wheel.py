@@ -20,6 +20,8 @@ DATA = {
     "patternc/grammar/pattern.lark",
     "patternc/grammar/presets.pat",
     "patternc/grammar/SPEC.md",
+    "patternc/report/page.css",
+    "patternc/report/page.js",
 }
 SMOKE = """
 import importlib.util, patternc as pc, patternc.grammar, patternc.backends

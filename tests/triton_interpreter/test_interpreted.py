@@ -1,6 +1,6 @@
 """The Triton backend on CPU tensors, in Triton's interpreter: the kernels compute what dense attention under the mask does.
 
-float32 and float16 only; the interpreter gets bfloat16 wrong.
+Output, log-sum-exp and the gradients of both. float32 and float16 only; the interpreter gets bfloat16 wrong.
 """
 
 import pytest
@@ -12,6 +12,9 @@ from patternc.testing import assert_matches_dense, dense_mask, patterns, random_
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
+from patternc.runtime import operator  # noqa: E402 - needs torch
+from patternc.runtime.compile import emit_source, kernel, plan_for  # noqa: E402
+from patternc.runtime.loader import load  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero encountered in log2:RuntimeWarning")
 
@@ -44,9 +47,14 @@ PRESETS = {
 }
 
 
-def check(text, grads=False, **shape):
+def check(text, grads=True, **shape):
     call = random_call(text, **shape)
     assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=grads, **call.inputs)
+
+
+def module_of(text, call):
+    """The loaded kernels that serve a call."""
+    return operator.module_of(str(pc.parse(text)), 0, "triton", call.q, call.v)
 
 
 def test_every_preset_has_a_small_version():
@@ -58,7 +66,8 @@ def test_every_preset_has_a_small_version():
 def test_presets(name, dtype):
     pattern = pc.parse(PRESETS[name])
     for layer in {str(pattern.layer(i)): pattern.layer(i) for i in range(pattern.layers)}.values():
-        check(layer, n=150, n_q=140, heads=2, kv_heads=1, dtype=dtype, grads=dtype == "float32")
+        n = 150 if dtype == "float32" else 90
+        check(layer, n=n, n_q=n - 10, heads=2, kv_heads=1, dtype=dtype)
 
 
 @pytest.mark.parametrize(("n_q", "n"), [(1, 1), (7, 7), (1, 100), (33, 64), (64, 65), (200, 200), (60, 200)], ids=str)
@@ -85,6 +94,48 @@ def test_views(text, n_q, n):
     check(text, n=n, n_q=n_q, heads=2)
 
 
+# Passes over some rows only ("shares"): their kinds over queries, and over keys for the gradients of k and v.
+SHARES = {
+    "local(20) | global([0, 3, -1])": (["few"], ["few"]),
+    "causal & (chunk(64) | summary(64, 4))": ([], ["packed"]),
+    "where(q % 32 == 0) | local(8)": (["packed"], []),
+    "where(q % 32 == 0) | local(8) | rows([5])": (["few", "packed"], []),
+    "columns([0, 9]) | summary(40, 3) | local(9)": ([], ["few", "packed"]),
+    "rows([0..70]) | stride(9) | local(6)": (["few"], []),
+}
+
+
+def kinds_of(passes):
+    return ["few" if one.rows.few else "packed" for one in passes if one.share]
+
+
+@pytest.mark.parametrize(("n_q", "n"), [(700, 700), (90, 240), (1, 130), (45, 45)], ids=str)
+@pytest.mark.parametrize("text", SHARES)
+def test_shares(text, n_q, n, monkeypatch):
+    """Rows that are few, or far apart, are done first, each by several programs; the pass over all rows takes them up."""
+    call = random_call(text, n=n, n_q=n_q)
+    plan = plan_for(pc.parse(text), None, "triton", operator.request_of(call.q, call.v))
+    assert (kinds_of(plan.heads), kinds_of(plan.keys)) == SHARES[text]
+    module, splits = module_of(text, call), []
+    monkeypatch.setattr(module, "splits_of", lambda *given, real=module.splits_of: splits.append(real(*given)) or splits[-1])
+    assert_matches_dense(text, call.q, call.k, call.v, backend="triton")
+    queries, keys = SHARES[text]
+    assert len(splits) == 2 * len(queries) + len(keys)  # for the output, and for the gradients
+    assert n < 700 or min(splits) > 4
+
+
+def test_shares_of_many_tiles():
+    """Several tiles of packed rows: keys of summaries, and queries."""
+    check("causal & (chunk(64) | summary(64, 8))", n=1100)
+    check("where(q % 8 == 0) & causal | local(8)", n=640, n_q=600)
+
+
+@pytest.mark.parametrize("text", ["local(20) | global([0, 3, -1])", "where(q % 32 == 0) | summary(48, 2) | global([0])"])
+def test_shares_of_several_heads(text):
+    check(text, n=150, n_q=120, batch=2, heads=2, kv_heads=1)
+    check(f"heads(({text}) + (causal & stride(7)))", n=100, heads=4, kv_heads=2)
+
+
 @pytest.mark.parametrize(("head_dim", "value_dim"), [(16, 16), (64, 24), (96, 96), (20, 40), (8, 130)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_head_dims(head_dim, value_dim, dtype):
@@ -92,14 +143,50 @@ def test_head_dims(head_dim, value_dim, dtype):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)], ids=str)
-@pytest.mark.parametrize("text", ["causal & window(40)", "heads(2 * causal + stride(5) + none)", "causal & random(3)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "causal & window(40)",
+        "heads(2 * causal + stride(5) + none)",
+        "causal & random(3)",
+        "heads(window(9) + (causal & (window(4) | stride(6))) + window(9))",
+        "heads(random(2) + (causal & topk(scores, 3)) + document(ids))",
+    ],
+)
 def test_shared_heads_and_head_mixtures(text, heads, kv_heads):
+    """Where heads differ, several groups of them add to one key head."""
     check(text, n=70, batch=2, heads=heads, kv_heads=kv_heads)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5])
+def test_heads_that_do_not_fill_a_period(heads):
+    check("heads(causal + window(5) + (stride(6) | window(2)) + none)", n=80, n_q=60, heads=heads)
+    check("heads(causal + window(5) + (stride(6) | window(2)) + none)", n=80, n_q=60, heads=heads, kv_heads=1)
 
 
 @pytest.mark.parametrize("text", ["none", "causal - self", "rows([3..40]) & stride(7)", "columns([70])", "where(q > 200)"])
 def test_queries_without_keys(text):
-    check(text, n=100, heads=2, grads=True)
+    check(text, n=100, heads=2)
+
+
+# Passes that find nothing: shares without a key (for some n, or for some rows), and later passes over strides.
+EMPTY = [
+    "rows([30..40]) & where(k > 40) | local(3)",
+    "rows([70]) | local(3)",
+    "rows([70])",
+    "columns([70])",
+    "rows([3, 50]) & where(n > 80)",
+    "where(q % 32 == 5 and k > q + 20) | self & rows([70..90])",
+    "where(k % 32 == 5 and k > q + 20)",
+    "causal & stride(40) - self",
+    "window(2) & rows([5..9]) | where((q - k) % 18 == 0 and q > k) | where((q - k) % 20 == 7 and q > k)",
+]
+
+
+@pytest.mark.parametrize(("n_q", "n"), [(1, 1), (20, 20), (60, 90)], ids=str)
+@pytest.mark.parametrize("text", EMPTY)
+def test_empty_passes(text, n_q, n):
+    check(text, n=n, n_q=n_q, heads=2, kv_heads=1)
 
 
 @pytest.mark.parametrize("n", [99, 100])
@@ -114,13 +201,62 @@ def test_strides():
     wide = [torch.stack([t, t * 0 + 7], -1).flatten(-2)[..., ::2] for t in (call.q, call.k, call.v)]
     rows = [torch.stack([t, t * 0 + 7], 3).flatten(2, 3)[:, :, ::2] for t in (call.q, call.k, call.v)]
     for q, k, v in (last, wide, rows, (call.q, call.k[:, :1].expand(-1, 4, -1, -1), call.v[:, :1].expand(-1, 4, -1, -1))):
-        assert_matches_dense("causal & topk(scores, 5) | sinks(2)", q, k, v, backend="triton", grads=False, **call.inputs)
+        assert_matches_dense("causal & topk(scores, 5) | sinks(2)", q, k, v, backend="triton", **call.inputs)
 
 
 def test_scale():
     call = random_call("causal", n=70)
     for scale in (1.0, -0.2):
-        assert_matches_dense("causal", call.q, call.k, call.v, backend="triton", grads=False, scale=scale)
+        assert_matches_dense("causal", call.q, call.k, call.v, backend="triton", scale=scale)
+
+
+def leaves(call):
+    return [t.clone().requires_grad_() for t in (call.q, call.k, call.v)]
+
+
+MIXED = "local(9) | global([0]) | causal & (stride(16) | topk(scores, 3) | random(2))"
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+def test_only_some_inputs_need_gradients(wanted):
+    call = random_call(MIXED, n=80, heads=2, kv_heads=1)
+    attention = pc.compile(MIXED, backend="triton")
+    every = leaves(call)
+    attention(*every, **call.inputs).square().sum().backward()
+    some = [t.clone().requires_grad_(i in wanted) for i, t in enumerate((call.q, call.k, call.v))]
+    attention(*some, **call.inputs).square().sum().backward()
+    for i, (mine, full) in enumerate(zip(some, every, strict=True)):
+        assert (mine.grad is not None) == (i in wanted)
+        assert mine.grad is None or torch.equal(mine.grad, full.grad)
+
+
+@pytest.mark.parametrize("used", [0, 1], ids=["out", "lse"])
+def test_only_one_output_is_used(used):
+    call = random_call("causal", n=70, heads=2)
+    q, k, v = leaves(call)
+    out = pc.compile("causal", backend="triton")(q, k, v, return_lse=True)[used]
+    scores = (q @ k.transpose(-1, -2) / 4).masked_fill(~torch.ones(70, 70, dtype=torch.bool).tril(), -torch.inf)
+    dense = (scores.softmax(-1) @ v, scores.logsumexp(-1))[used]
+    weights = torch.arange(out.numel()).view(out.shape) % 7 - 3.0
+    mine, wanted = (torch.autograd.grad((t * weights).sum(), (q, k, v), allow_unused=True) for t in (out, dense))
+    for a, b in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["causal & (window(9) | stride(16))", "heads((local(9) | global([0])) + (causal & random(2)))", MIXED]
+)
+def test_one_module_serves_every_length(text):
+    """No length, batch size or number of heads emits or loads anything anew."""
+    pattern = pc.parse(text)
+    call = random_call(text, n=40, heads=2)
+    first = module_of(text, call)
+    before = [f.cache_info().misses for f in (plan_for, emit_source, kernel, load)]
+    for shape in ({"n": 41}, {"n": 1}, {"n": 200, "n_q": 150, "batch": 2}, {"n": 70, "heads": 6, "kv_heads": 3}):
+        call = random_call(text, **shape)
+        assert module_of(text, call) is first
+        pc.compile(pattern, backend="triton")(*leaves(call), **call.inputs).sum().backward()
+    assert [f.cache_info().misses for f in (plan_for, emit_source, kernel, load)] == before
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (1, 1), (2, 1), (2, 3)], ids=str)
@@ -131,15 +267,19 @@ def test_block_tables(leading, text, block):
     side = -(-100 // block)
     table = torch.rand(*leading, side, side, generator=torch.Generator().manual_seed(1)) < 0.4
     call = random_call("full", n=100, n_q=90, batch=2, heads=3)
-    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=False, t=table)
+    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", t=table)
 
 
-@pytest.mark.parametrize("text", ["causal & document(ids)", "document(ids) | sinks(1)", "causal - document(ids)"])
+@pytest.mark.parametrize(
+    "text", ["causal & document(ids)", "document(ids) | sinks(1)", "causal - document(ids)", "document(ids) & document(more)"]
+)
 def test_documents(text):
+    """Tiles within one document need no mask: the lengths give tiles inside a document, across two, and across many."""
     call = random_call("full", n=150, n_q=140, batch=2, heads=2)
     ids = (torch.rand(2, 150, generator=torch.Generator().manual_seed(3)) < 0.04).cumsum(-1)
+    more = {"more": torch.arange(150) // 70} if "more" in text else {}
     for given_ids in (ids, ids[0], torch.tensor([0, 7, 7, 64, 128, 150])):
-        assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=False, ids=given_ids)
+        assert_matches_dense(text, call.q, call.k, call.v, backend="triton", ids=given_ids, **more)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 4), (2, 2), (2, 4)], ids=str)
@@ -149,7 +289,7 @@ def test_documents(text):
 def test_selections(text, shape):
     call = random_call("full", n=90, n_q=70, batch=2, heads=4, kv_heads=2)
     scores = torch.randint(0, 9, (*shape, 70, 90), generator=torch.Generator().manual_seed(1)).float()
-    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=False, s=scores)
+    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", s=scores)
 
 
 KEYS = [
@@ -198,7 +338,7 @@ def test_uninitialised_memory_is_not_used():
 
 
 @settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     database=None,
@@ -215,20 +355,20 @@ def test_uninitialised_memory_is_not_used():
 def test_random_patterns(text, n, left_out, dtype, seed):
     call = random_call(text, n=n, n_q=max(1, n - left_out), heads=2, kv_heads=1, dtype=dtype, seed=seed)
     try:
-        assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=False, **call.inputs)
+        assert_matches_dense(text, call.q, call.k, call.v, backend="triton", **call.inputs)
     except pc.PatternError as refused:
         assert refused.diagnostic.code == "too-complex"
 
 
-def test_standalone_file(tmp_path):
+def test_standalone_file():
     """The file's own `attention` takes the call's tensors as they are."""
-    from patternc.runtime.loader import load
-
     text = PRESETS["flagship"]
     call = random_call(text, n=100, heads=2)
     attention = pc.compile(text, backend="triton")
-    module = load(attention.source)
-    mine, lse = module.attention(call.q, call.k, call.v, return_lse=True, **call.inputs)
-    out, other = attention(call.q, call.k, call.v, return_lse=True, **call.inputs)
-    torch.testing.assert_close(mine, out)
-    torch.testing.assert_close(lse, other)
+    found = []
+    for run in (load(attention.source).attention, attention):
+        q, k, v = leaves(call)
+        out, lse = run(q, k, v, return_lse=True, **call.inputs)
+        found.append([out, lse, *torch.autograd.grad((out.square().sum(), lse.sum()), (q, k, v))])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other)

@@ -1,0 +1,2 @@
+let assert = 4
+causal

@@ -1,0 +1,3 @@
+let w = 4
+causal
+assert hops <= 2 at w

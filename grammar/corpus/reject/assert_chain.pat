@@ -1,0 +1,2 @@
+causal
+assert 1 <= hops <= 2

@@ -1,0 +1,3 @@
+let w = 0
+causal
+assert hops <= 4 // w

@@ -1,0 +1,2 @@
+causal
+assert hops <= 2 for every n

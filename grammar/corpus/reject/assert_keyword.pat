@@ -1,0 +1,2 @@
+causal
+assert hops(layers=2) <= 2

@@ -1,0 +1,2 @@
+causal
+assert not causal

@@ -1,0 +1,2 @@
+causal
+assert 2 >= hops

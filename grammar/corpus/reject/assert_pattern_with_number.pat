@@ -1,0 +1,2 @@
+causal
+assert window(4) <= 4

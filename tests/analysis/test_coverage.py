@@ -1,0 +1,55 @@
+"""Coverage of a schedule is the hop diameter from its worst starting layer."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import patternc as pc
+from patternc.analysis import coverage as coverage_module
+from patternc.analysis.coverage import coverage
+from patternc.analysis.verdict import Verdict, bounded, proved, refuted, unknown
+from patternc.relation import Pair
+
+GEMMA = "layers(5 * (causal & window(1024)) + causal)"
+
+
+def test_a_schedule_of_local_and_global_layers() -> None:
+    for n in (None, 10**6, 10**9):
+        verdict = pc.parse(GEMMA).coverage(n)
+        assert (verdict.status, verdict.value, verdict.where) == ("proved", 6, "from layer 0 on")
+
+
+def test_the_worst_start_need_not_be_the_first_layer() -> None:
+    verdict = pc.parse("layers(causal + 3 * (causal & window(2)))").coverage(1000)
+    assert (verdict.value, verdict.where) == (4, "from layer 1 on")
+
+
+def test_one_layer_has_one_start() -> None:
+    verdict = pc.parse("causal & window(4096)").coverage(10**6)
+    assert (verdict.value, verdict.where) == (245, "")
+
+
+def test_a_schedule_that_never_connects() -> None:
+    verdict = pc.parse("layers(2 * (causal & window(3, dilation=2)) + (causal & stride(4)))").coverage(100)
+    assert (verdict.status, verdict.value, verdict.witness) == ("refuted", math.inf, Pair(100, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("found", "worst"),
+    [
+        ([proved("", "", value=2), proved("", "", value=5)], 1),
+        ([proved("", "", value=9), unknown("", "")], 1),
+        ([unknown("", ""), refuted("", Pair(2, 1, 0), str, value=math.inf)], 1),
+        ([bounded("", 1, 3, ""), proved("", "", value=7)], 0),
+    ],
+)
+def test_what_is_not_known_is_worse_than_any_number(found: list[Verdict], worst: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage_module, "hop_diameter", lambda *_, start_layer, **__: found[start_layer])
+    verdict = coverage(pc.parse("layers(causal + full)"), 10)
+    assert (verdict.status, verdict.where) == (found[worst].status, f"from layer {worst} on")
+
+
+def test_long_periods_are_refused() -> None:
+    assert coverage(pc.parse("layers(300 * causal + full)"), 10).status == "unknown"
