@@ -71,7 +71,7 @@ def walk(layers: Sequence[Relation], target: Relation) -> Cover:
     """The fewest layers whose walks, of exactly one step a layer, connect every pair of ``target``.
 
     Walks do not grow with the number of layers, so every number up to `MAX_LAYERS` is tried; infinite where what whole
-    periods connect comes back to what it was.
+    periods connect is part of what fewer periods did: then it stays so, since composition is monotone.
     """
     done = Power(diagonal(), 0, 0)
     missing: Relation | None = None
@@ -83,7 +83,7 @@ def walk(layers: Sequence[Relation], target: Relation) -> Cover:
                 if missing.is_empty():
                     return Cover(done.layers, done, None, before)
                 if number % len(layers) == 0:
-                    if any(done.relation.equals(earlier) for earlier in seen[-MAX_CYCLE:]):
+                    if any(done.relation.is_subset(earlier) for earlier in seen[-MAX_CYCLE:]):
                         return Cover(math.inf, None, None, missing)
                     seen.append(done.relation)
                 step = Power(layers[number % len(layers)], number % len(layers), 1)

@@ -259,6 +259,18 @@ def test_the_starting_layer_matters() -> None:
     assert (verdict.value, verdict.where) == (6, "from layer 0 on")
 
 
+def test_one_layer_that_reads_ahead_makes_all_pairs_the_target() -> None:
+    assert pc.parse("layers(causal + full)").hop_diameter(10).value == 2
+    assert pc.parse("layers(causal + causal)").hop_diameter(10).value == 1
+
+
+def test_fewer_layers_of_a_schedule_have_another_top() -> None:
+    pattern = pc.parse("layers(2 * (causal & window(3)) + (causal & stride(10)))")
+    verdict = pattern.distance(50, 26, 100)
+    assert verdict.value == 3
+    assert verify(pattern, verdict) == []
+
+
 def test_a_target_may_be_given() -> None:
     packed = pc.parse("causal & chunk(100) & window(10)")
     assert packed.hop_diameter(MILLION).value == math.inf

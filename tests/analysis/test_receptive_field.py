@@ -79,6 +79,13 @@ def test_the_top_layer_comes_first() -> None:
     assert pattern.field_sizes(2, 100, q=50) == (1, 3, 16)
 
 
+def test_layers_that_do_not_commute() -> None:
+    pattern = pc.parse("layers(where(k == 5) + where(q - k == 1))")
+    assert pattern.receptive_field(2, 9, 20) == ((5, 5, 1), (8, 9, 1))
+    assert pattern.field_sizes(2, 20) == (1, 2, 3)
+    assert pattern.field_sizes(2, 20, q=9) == (1, 2, 3)
+
+
 def test_the_largest_field_at_a_million() -> None:
     assert pc.parse("causal & (window(1024) | sinks(4))").field_sizes(3, 10**6) == (1, 1028, 2051, 3074)
 
