@@ -39,7 +39,7 @@ def patterns(tmp_path: Path) -> Path:
 
 def test_help_has_examples() -> None:
     assert "check    " in run("-h").stdout
-    for command in ("explain", "show", "check", "emit", "demo", "bench", "presets"):
+    for command in ("explain", "show", "check", "emit", "demo", "bench", "report", "presets"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert f"  patternc {command}" in result.stdout
