@@ -23,6 +23,7 @@ def coverage(pattern: Pattern, n: int | None = None, *, target: Target = None, m
     if pattern.layers > MAX_PERIOD:
         return unknown(claim, f"the layers repeat only after {pattern.layers}, over {MAX_PERIOD}")
     found = [hop_diameter(pattern, n, target=target, mode=mode, start_layer=start) for start in range(pattern.layers)]
+    never = any(verdict.status == "refuted" for verdict in found)
     if not never and any(verdict.value is None for verdict in found):
         lowest, highest = zip(*map(_bounds, found), strict=True)
         return _between(claim, max(lowest), max(highest))

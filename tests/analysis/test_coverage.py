@@ -37,18 +37,24 @@ def test_a_schedule_that_never_connects() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "worst"),
+    ("found", "expected"),
     [
-        ([proved("", "", value=2), proved("", "", value=5)], 1),
-        ([proved("", "", value=9), unknown("", "")], 1),
-        ([unknown("", ""), refuted("", Pair(2, 1, 0), str, value=math.inf)], 1),
-        ([bounded("", 1, 3, ""), proved("", "", value=7)], 0),
+        ([proved("", "", value=2), proved("", "", value=5)], ("proved", 5, None, None, "from layer 1 on")),
+        (
+            [unknown("", ""), refuted("", Pair(2, 1, 0), str, value=math.inf)],
+            ("refuted", math.inf, None, None, "from layer 1 on"),
+        ),
+        ([proved("", "", value=9), unknown("", "")], ("unknown", None, 9, None, "")),
+        ([bounded("", 1, 3, ""), proved("", "", value=2)], ("bounded", None, 2, 3, "")),
+        ([bounded("", 4, 8, ""), bounded("", 1, 9, "")], ("bounded", None, 4, 9, "")),
     ],
 )
-def test_what_is_not_known_is_worse_than_any_number(found: list[Verdict], worst: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_known_of_each_start_is_combined(
+    found: list[Verdict], expected: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(coverage_module, "hop_diameter", lambda *_, start_layer, **__: found[start_layer])
     verdict = coverage(pc.parse("layers(causal + full)"), 10)
-    assert (verdict.status, verdict.where) == (found[worst].status, f"from layer {worst} on")
+    assert (verdict.status, verdict.value, verdict.lower, verdict.upper, verdict.where) == expected
 
 
 def test_long_periods_are_refused() -> None:
