@@ -208,7 +208,8 @@ class Relation:
     @_budgeted
     def inverse(self) -> Relation:
         """The pairs (k, q) for every pair (q, k)."""
-        return Relation(self._map.reverse())
+        turned = self._map.reverse()  # with its names still the wrong way round
+        return Relation(turned.set_dim_name(isl.dim_type.in_, 0, "q").set_dim_name(isl.dim_type.out, 0, "k"))
 
     @_budgeted
     def is_empty(self) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import patternc as pc
+from patternc import dense
 from patternc.analysis import degrees as module
 from patternc.analysis.degrees import Degrees, Distribution, degrees
 from patternc.relation import BudgetExceeded
@@ -76,6 +77,7 @@ def test_rows_without_a_closed_form_are_counted_pair_by_pair(monkeypatch: pytest
         raise BudgetExceeded
 
     monkeypatch.setattr(module, "row_counts", refuse)
+    monkeypatch.setattr(dense, "_ROWS", 700)
     assert_matches(
         degrees(pc.parse("causal & (window(3) | random(2))"), 50), oracle_mask("causal & (window(3) | random(2))", 50)
     )
@@ -132,6 +134,11 @@ def test_distributions(values: list[int], bins: int, share: float) -> None:
     assert 1 <= len(entries) <= bins
     assert [sum(a <= v <= b for v in values) for a, b, _ in entries] == [count for *_, count in entries]
     assert sum(count for *_, count in entries) == len(values)
+
+
+def test_quantiles_where_shares_meet() -> None:
+    d = Distribution.of(np.array([1, 2, 3, 4]))
+    assert [d.quantile(share) for share in (0, 0.25, 0.5, 0.51, 1)] == [1, 1, 2, 3, 4]
 
 
 def test_shares_and_bins_are_checked() -> None:

@@ -110,9 +110,16 @@ def test_more_steps_narrow_the_interval_and_seeds_repeat(monkeypatch: pytest.Mon
 
 
 def test_windows_have_a_closed_form() -> None:
-    for text, width in (("window(9)", 8), ("causal & window(9)", 8), ("local(16)", 8)):
+    for text, width in (("window(9)", 8), ("causal & window(9)", 8), ("local(16)", 8), ("window(9) - where(q - k == 3)", 8)):
         assert _band(pc.parse(text)) == width
-    for text in ("window(9, dilation=2)", "window(9) | sinks(1)", "window(9) | random(1)", "causal", "none"):
+    for text in (
+        "window(9) & where(q < 3 or k < 3 or q == k)",
+        "window(9, dilation=2)",
+        "window(9) | sinks(1)",
+        "window(9) | random(1)",
+        "causal",
+        "none",
+    ):
         assert _band(pc.parse(text)) is None
     verdict = pc.parse("window(9)").spectral_gap(1000)
     assert verdict.status == "estimated"

@@ -288,6 +288,17 @@ def test_sparse_transformer_at_one_length(text: str, n: int, hops: int) -> None:
     assert universality.sparse_transformer(p, n, hops=hops).verdict.status in (wanted, U)
 
 
+def test_the_lowest_layer_comes_last_on_a_path() -> None:
+    itself = np.eye(3, dtype=bool)
+    first, second = itself.copy(), itself.copy()
+    first[1, 0] = second[2, 1] = True
+    assert not universality._beyond([np.tri(3, dtype=bool), itself], 1)
+    assert universality._beyond([first, second], 2) is None  # 2 reads 1 in the upper layer, and 1 reads 0 in the lower
+    assert universality._beyond([second, first], 2) == (2, 0)
+    assert universality._beyond([second, first], 3) is None
+    assert universality._beyond([first, second], 1) == (2, 0)
+
+
 def test_the_sparse_transformer_takes_two_hops_for_every_length() -> None:
     for text in ("sparse_transformer_strided(1024)", "sparse_transformer_fixed(1024, 8)"):
         p = pc.parse(text)
