@@ -150,6 +150,8 @@ def test_targets(target: str, residual: bool) -> None:
 def test_walks_of_exact_length() -> None:
     assert value(numeric_diameter(parse("layers(self + full)"), 5, residual=False)) == 2
     assert value(numeric_diameter(parse("where((q - k) % 2 == 1)"), 6, residual=False)) == math.inf
+    alternate, inner = parse("layers((self & where(q > 0)) + (window(2) & where(q > 0 and k > 0)))"), "where(q > 0 and k > 0)"
+    assert value(numeric_diameter(alternate, 8, target=inner, residual=False)) == 12
     assert value(numeric_diameter(parse("where((q - k) % 2 == 1)"), 6, target="where((q - k) % 2 == 0)", residual=False)) == 2
     assert value(numeric_diameter(parse("window(3)"), 9, residual=False)) == value(numeric_diameter(parse("window(3)"), 9)) == 4
 
@@ -207,6 +209,27 @@ def test_blocks_and_landmarks_agree_with_running_every_key(kind: str, w: int, ot
         fast = numeric_diameter(p, n, **inputs)
     target = np.tri(n, dtype=bool) if "causal" in kind else np.ones((n, n), bool)
     assert value(fast) == dense_diameter(layer_masks(p, n, **inputs), target)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "window(8) | random(1)",
+        "window(12) | random(1, seed=2)",
+        "window(30) | random(3)",
+        "window(3) | random(1)",
+        "causal & (window(6) | random(2))",
+    ],
+)
+def test_keys_of_blocks_that_are_not_settled_are_run(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, n = parse(text), 900
+    every = value(numeric_diameter(p, n))
+    monkeypatch.setattr(numeric, "_SMALL", 0)
+    monkeypatch.setattr(numeric, "MOST_BLOCKS", (450,))
+    monkeypatch.setattr(numeric._Search, "_first_probes", lambda search: np.array([n // 2]))
+    keys_of = numeric._keys_of
+    monkeypatch.setattr(numeric, "_keys_of", lambda blocks, size, n, most=None: keys_of(blocks, size, n, most and 1))
+    assert value(numeric_diameter(p, n)) == every
 
 
 @settings(max_examples=80, deadline=None)
