@@ -46,6 +46,7 @@ def preamble(plan: Plan, backend: str) -> list[str]:
         verbatim("patternc.runtime", "support.py"),
         *sampler(plan),
         verbatim("patternc.backends", "torch_kernel.py"),
+        verbatim("patternc.backends", "autograd_kernel.py"),
     ]
 
 

@@ -90,6 +90,7 @@ class TritonBackend:
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
             verbatim("patternc.backends", "triton_kernel.py"),
+            verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
             *(part for program in (*forwards, *keys) for part in listings(program)),

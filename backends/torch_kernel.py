@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from patternc.runtime.support import Scope, check_call, head_ids, prepare, selections, without_autocast
+from patternc.runtime.support import Scope, head_ids, prepare, without_autocast
 
 LONG = 1024  # keys without a mask that are worth a step of their own
 FEW = 32  # queries of a block that is no longer halved to save a few keys
@@ -635,29 +635,3 @@ def _slots_backward(slots, q, grad_out, norm, delta, keys_values, scale, dq, gra
     places = (slots.k_heads[:, None, None] * keys_values[0].shape[1] + slots.keys).flatten()
     for total, weights, rows in zip(grads, (ds, p), (q, grad_out)):  # noqa: B905
         total.view(-1, total.shape[2]).index_add_(0, places, (weights[..., None] * rows[..., None, :]).flatten(0, 2))
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, inputs, chosen, scale):
-        out, lse = forward(q, k, v, inputs, chosen, scale)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rest = inputs, chosen, scale
-        return out, lse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out, grad_lse):
-        q, k, v, out, lse = ctx.saved_tensors
-        inputs, chosen, scale = ctx.rest
-        return *backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse), None, None, None
-
-
-def attention(q, k, v, *, scale=None, return_lse=False, **inputs):
-    """Sparse attention of q (b, h, n_q, d), k (b, h_kv, n, d), v (b, h_kv, n, d_v): out (b, h, n_q, d_v), and lse if asked."""
-    check_call(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    with torch.no_grad():
-        chosen = selections(q, k, inputs)
-    out, lse = _Attention.apply(q, k, v, inputs, chosen, scale)
-    return (out, lse) if return_lse else out

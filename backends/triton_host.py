@@ -104,14 +104,7 @@ def forward(programs: list[Forward]) -> str:
         lines, packs = _packs(program)
         body += lines
         taken = _taken(program, ("", "_lse")) + packs
-        body += _launch(
-            program,
-            f"{_views(group, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}",
-            "",
-            "count",
-            "heads",
-            "sharing, ",
-        )
+        body += _launch(program, f"{_views(group, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}")
         if group.share:
             body.append(f"{target}, {lse} = merged({target}, {lse})")
         body.append(f"at += {len(group.selections)}")
@@ -168,7 +161,7 @@ def _queries(program: Queries) -> list[str]:
     body += lines
     taken = _taken(program, ("",)) + packs
     given = f"{_views(group, 'kv')}q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {taken}{arguments}"
-    body += _launch(program, given, "", "count", "heads", "sharing, ")
+    body += _launch(program, given)
     if group.share:
         body.append(f"{target} = summed({target})")
     return [*body, f"at += {len(group.selections)}"]
@@ -179,7 +172,7 @@ def _key_pass(program: Keys) -> list[str]:
     body, arguments = _arguments(program)
     targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
     if group.share:
-        lines, shape = _share(group, "k.shape[1]", "rows", "columns", length="n")
+        lines, shape = _share(group, "k.shape[1]", "rows", "columns")
         targets = f"left_{program.index}_dk, left_{program.index}_dv"
         body += [
             *lines,
@@ -194,10 +187,9 @@ def _key_pass(program: Keys) -> list[str]:
     prior = f"*(sums if together else ({'prior_k, prior_v' if group.chained else 'dk, dv'}))"
     taken = _taken(program, ("_dk", "_dv"))
     given = f"{_views(group, 'qg')}q, k, v, grad, delta, norm, {targets}, {prior}, {taken}{arguments}sharing, "
-    carry = "False" if group.share else "together or True" if group.chained else "together"
+    carry = "True" if group.chained else "False" if group.share else "together"
     last = "not together" if group.last else "False"
-    flags = f", n_q < n, {'True' if group.chained else carry}, {last}"
-    body += _launch(program, given, flags, "count if sharing == 1 else k.shape[1]", "heads", "")
+    body += _launch(program, given, f", n_q < n, {carry}, {last}")
     if group.share:
         body += [f"left_{program.index}{end} = summed(left_{program.index}{end})" for end in ("_dk", "_dv")]
     return [*body, f"at += {len(group.selections)}"]
@@ -261,13 +253,13 @@ def packings(programs: list[Program]) -> list[str]:
     ]
 
 
-def _share(group: HeadPlan, heads: str, rows: str, columns: str, length: str = "n") -> tuple[list[str], str]:
+def _share(group: HeadPlan, heads: str, rows: str, columns: str) -> tuple[list[str], str]:
     """Lines that set ``count_of`` row tiles and ``splits`` for a share, and the shape of what it leaves."""
     if group.rows.few:
         counts = " + ".join(f"max({python(loop.count)}, 0)" for loop in group.visits)
     else:
-        counts = f"-(-(-(-{length} // {group.rows.period}) * {group.rows.width}) // {rows})"
-    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, {length} // {columns})"]
+        counts = f"-(-(-(-n // {group.rows.period}) * {group.rows.width}) // {rows})"
+    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, n // {columns})"]
     return lines, f"splits, batch, {heads}, count_of * {rows}"
 
 
@@ -283,9 +275,10 @@ def _share_indices(program: Program) -> range:
     return range(program.index - len(program.shares), program.index)
 
 
-def _launch(program: Program, given: str, flags: str, run_heads: str, heads: str, sharing: str) -> list[str]:
+def _launch(program: Program, given: str, flags: str = "") -> list[str]:
     """Host code that launches a kernel for each run of heads."""
     group, lines = program.group, []
+    sharing, run_heads = ("", "count if sharing == 1 else k.shape[1]") if isinstance(program, Keys) else ("sharing, ", "count")
     stride = group.stride
     if group.share:
         where = "count_of * splits"
@@ -300,7 +293,7 @@ def _launch(program: Program, given: str, flags: str, run_heads: str, heads: str
         call = [
             f"{program.name}[({where}, batch * ({run_heads}))](",
             f"    {given}",
-            f"    *strides_of, n, n_q, {heads}, {sharing}{run_heads}, {splits}, scale,",
+            f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale,",
             f"    {first}, {run}, {group.period}, *blocks, rows, columns{flags}, **options,",
             ")",
         ]
