@@ -16,8 +16,8 @@ from patternc.diagnostics import Diagnostic
 from patternc.language.asserts import Claim
 from patternc.language.printer import show
 from patternc.language.syntax import Expression
-
-_STATUS = {"proved": "bold green", "refuted": "bold red", "unknown": "bold yellow"}
+from patternc.report.explain import STATUS
+from patternc.report.guarantees import shown
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Checked:
         for claim, verdict in self.results:
             words = Text(verdict.claim).append(f"\n{_reason(verdict)}", "dim" if verdict else "")
             numbers = [Text(_number(verdict) if claim.operator else "")] if measured else []
-            table.add_row(Text(verdict.status, _STATUS[verdict.status]), words, *numbers)
+            table.add_row(Text(verdict.status, STATUS[verdict.status]), words, *numbers)
         return Group(Text(f"{self.name} = {expression}" if self.name else expression, "bold"), table)
 
 
@@ -76,14 +76,10 @@ def _reason(verdict: Verdict) -> str:
 def _number(verdict: Verdict) -> str:
     """The number that was asked for, or the bounds that are known of it."""
     if verdict.value is not None:
-        return _shown(verdict.value)
+        return shown(verdict.value)
     if verdict.lower is None and verdict.upper is None:
         return ""
-    return f"{_shown(verdict.lower or 0)} to {_shown(math.inf if verdict.upper is None else verdict.upper)}"
-
-
-def _shown(number: float) -> str:
-    return "infinite" if number == math.inf else f"{number:,}"
+    return f"{shown(verdict.lower or 0)} to {shown(math.inf if verdict.upper is None else verdict.upper)}"
 
 
 def _asked(claim: Claim) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from patternc.terms import Choice, Document, Filter, Layout, Random, TopK
 
 _FLOPS_FORWARD, _FLOPS_BACKWARD = 4, 10
 _LONG = 600
-_STATUS = {
+STATUS = {
     "proved": "bold green",
     "refuted": "bold red",
     "bounded": "bold yellow",
@@ -224,7 +224,7 @@ def verdict_table(verdicts: Sequence[Verdict], *, certificates: bool = False) ->
         if certificates or not verdict:
             place = f"{verdict.where}: " if verdict.where else ""
             words.append(f"\n{place}{verdict.reason}", "dim" if verdict else "")
-        table.add_row(Text(verdict.status, _STATUS[verdict.status]), words)
+        table.add_row(Text(verdict.status, STATUS[verdict.status]), words)
     return table
 
 

@@ -53,15 +53,16 @@ def number(verdict: Verdict) -> str:
     """What a verdict on a number says of it, in short."""
     match verdict:
         case Verdict(status="proved" | "refuted", value=float() | int() as value):
-            return _shown(value)
+            return shown(value)
         case Verdict(status="estimated", value=float() | int() as value):
-            return f"about {_shown(value)}"
+            return f"about {shown(value)}"
         case Verdict(status="bounded", lower=low, upper=None) if low:
             return f"at least {low:,}"
         case Verdict(status="bounded", lower=low, upper=float() | int() as high):
-            return f"{low or 0:,} to {_shown(high)}" if high != math.inf else f"at least {low or 0:,}"
+            return f"{low or 0:,} to {shown(high)}" if high != math.inf else f"at least {low or 0:,}"
     return "unknown"
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """A number of layers, in words."""
     return "infinite" if value == math.inf else f"{value:,}"
