@@ -33,7 +33,7 @@ class Path:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Path:
-        return Path(data["n"], tuple(data["layers"]), tuple(data["positions"]), data["residual"])
+        return Path(_whole(data["n"]), _wholes(data["layers"]), _wholes(data["positions"]), _flag(data["residual"]))
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ClosedSet:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> ClosedSet:
-        return ClosedSet(data["n"], _runs(data["runs"]), data["q"], data["k"])
+        return ClosedSet(_whole(data["n"]), _runs(data["runs"]), _whole(data["q"]), _whole(data["k"]))
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Chain:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Chain:
         sets = tuple(_runs(runs) for runs in data["sets"])
-        return Chain(data["n"], data["start"], sets, tuple(data["layers"]), data["k"], data["residual"])
+        start, k = _whole(data["start"]), _whole(data["k"])
+        return Chain(_length(data["n"]), start, sets, _wholes(data["layers"]), k, _flag(data["residual"]))
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,31 @@ class Powers:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Powers:
-        claims = tuple(Claim(c["condition"], c["first"], c["layers"], tuple(c["parts"])) for c in data["claims"])
-        missing = None if data["missing"] is None else Missing(**data["missing"])
-        return Powers(data["n"], claims, data["target"], missing, data["residual"])
+        claims = tuple(
+            Claim(_text(c["condition"]), _whole(c["first"]), _whole(c["layers"]), _wholes(c["parts"])) for c in data["claims"]
+        )
+        pair = data["missing"]
+        missing = None if pair is None else Missing(*(_whole(pair[name]) for name in ("claim", "n", "q", "k")))
+        target = None if data["target"] is None else _text(data["target"])
+        return Powers(_length(data["n"]), claims, target, missing, _flag(data["residual"]))
+
+
+@dataclass(frozen=True)
+class Star:
+    """Positions that every other reads and that read every other, in every layer, whatever inputs, draws and scores do.
+
+    ``center`` is the text of a condition on ``q`` that holds of them. There is one at ``n``, or with None at every n.
+    """
+
+    n: int | None
+    center: str
+
+    def to_json(self) -> dict[str, Any]:
+        return _json(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Star:
+        return Star(_length(data["n"]), _text(data["center"]))
 
 
 @dataclass(frozen=True)
@@ -147,25 +170,55 @@ class Joint:
         return Joint(tuple(certificate_from_json(part) for part in data["parts"]))
 
 
-Certificate: TypeAlias = Path | ClosedSet | Chain | Powers | Joint
+Certificate: TypeAlias = Path | ClosedSet | Chain | Powers | Star | Joint
 
 
 def certificate_from_json(data: Mapping[str, Any]) -> Certificate:
     """The certificate that `to_json` wrote.
 
     Raises:
-        ValueError: no kind of certificate has this name.
+        ValueError: no kind of certificate has this name, or it has other fields.
     """
-    kinds: tuple[type[Certificate], ...] = (Path, ClosedSet, Chain, Powers, Joint)
+    kinds: tuple[type[Certificate], ...] = (Path, ClosedSet, Chain, Powers, Star, Joint)
+    name = data.get("kind") if isinstance(data, Mapping) else None
     for kind in kinds:
-        if data.get("kind") == kind.__name__:
-            return kind.from_json(data)
-    raise ValueError(f"there is no certificate of kind {data.get('kind')!r}")
+        if name == kind.__name__:
+            try:
+                return kind.from_json(data)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"a certificate of kind {name!r} has other fields: {error}") from None
+    raise ValueError(f"there is no certificate of kind {name!r}")
 
 
-def _json(certificate: Path | ClosedSet | Chain | Powers) -> dict[str, Any]:
+def _json(certificate: Path | ClosedSet | Chain | Powers | Star) -> dict[str, Any]:
     return {"kind": type(certificate).__name__, **asdict(certificate)}
 
 
 def _runs(data: Any) -> Runs:
-    return tuple((first, last, step) for first, last, step in data)
+    return tuple((_whole(first), _whole(last), _whole(step)) for first, last, step in data)
+
+
+def _wholes(data: Any) -> tuple[int, ...]:
+    return tuple(map(_whole, data))
+
+
+def _length(value: Any) -> int | None:
+    return None if value is None else _whole(value)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patternc.analysis.certificate import Claim, Powers
+from patternc.analysis.certificate import Star
 from patternc.analysis.held import diagonal
 from patternc.analysis.period import Layers, Period, at, period, small_run, space
 from patternc.analysis.verdict import Verdict, proved, unknown
@@ -26,10 +26,9 @@ LATEST = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where hubs are: as the text of a condition on q and one on k, in words, and as a number if it does not depend on n."""
+    """Where hubs are: as the text of a condition on q, in words, and as a number if it does not depend on n."""
 
-    row: str
-    column: str
+    condition: str
     words: str
     value: int | None
 
@@ -37,8 +36,8 @@ class Place(NamedTuple):
 def hub(pattern: Pattern, n: int | None = None) -> Verdict:
     """Whether some position is a hub, for every n or at one, whatever the runtime inputs, draws and scores.
 
-    A proof's ``value`` is the position, where it does not depend on n; its certificate shows that two layers connect
-    everything. A refutation's witness is at an n without a hub: a pair that keeps position 0 from being one.
+    A proof's ``value`` is the position, where it does not depend on n, and its certificate a `Star`. A refutation's witness
+    is at an n without a hub: a pair that keeps position 0 from being one.
     """
     try:
         with budget():
@@ -54,7 +53,7 @@ def _decide(pattern: Pattern, n: int | None) -> Verdict:
     if lacking.is_empty():
         place = _place(sure, n)
         reason = f"{place.words} is one{'' if n is not None else ' for every n'}: any two positions are at most 2 hops apart"
-        return proved(CLAIM, reason, value=place.value, certificate=_certificate(place, pattern.layers, n))
+        return proved(CLAIM, reason, value=place.value, certificate=Star(n, place.condition))
     never = _lengths_without(possible, n).sample()
     if never is not None:
         pair = _obstacle(layers, never.n)
@@ -87,17 +86,11 @@ def _place(hubs: Relation, n: int | None) -> Place:
             return _position(words, value)
     rows = hubs.queries()
     words = f"any position q with {text(rows.predicate)}"
-    return Place(text(rows.condition), text(rows.inverse().condition), words, None)
+    return Place(text(rows.condition), words, None)
 
 
 def _position(x: str, value: int | None) -> Place:
-    return Place(f"q == {x}", f"k == {x}", f"position {x}", value)
-
-
-def _certificate(place: Place, layers: int, n: int | None) -> Powers:
-    """Two layers: from a hub to everything in layer 0, and from everything to a hub in the layer above."""
-    claims = (Claim(place.row, 0, 1), Claim(place.column, 1 % layers, 1), Claim("true", 0, 2, (0, 1)))
-    return Powers(n, claims, "true")
+    return Place(f"q == {x}", f"position {x}", value)
 
 
 def _obstacle(layers: Period, n: int) -> Pair:

@@ -12,38 +12,42 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from patternc.analysis.certificate import Certificate, Chain, ClosedSet, Joint, Path, Powers, Runs
-from patternc.analysis.held import certain, diagonal, realisable, union
+from patternc.analysis.certificate import Certificate, Chain, ClosedSet, Joint, Path, Powers, Runs, Star
+from patternc.analysis.held import certain, diagonal, few_atoms, realisable, union
 from patternc.analysis.verdict import Verdict
 from patternc.diagnostics import PatternError
 from patternc.pattern import MAX_N, Pattern, parse
 from patternc.random_edges import draw
-from patternc.relation import BudgetExceeded, Positions, Relation, budget
+from patternc.relation import BudgetExceeded, Positions, Relation, budget, everything
 from patternc.scalar import evaluate
-from patternc.terms import Random, Term, TopK
+from patternc.terms import Random, Term
 
 Array: TypeAlias = npt.NDArray[np.int64]
 
 VERIFY_BUDGET = 20_000_000
 MAX_MEMBERS = 1 << 24
 MAX_EXACT_RUNS = 256
+NOT_CONSECUTIVE = "the layers are not consecutive from top to bottom"
 _KEYS = 1 << 22  # drawn keys looked at together
 
 
 def verify(pattern: Pattern, checked: Verdict | Certificate, mode: str = "may") -> list[str]:
     """What is wrong with a certificate, or with a verdict and its certificate; empty if it holds.
 
-    In mode "may" the pairs of a layer are those that some runtime inputs and scores allow, in mode "must" those that all do.
+    In mode "may" the pairs of a layer are those that some runtime inputs and scores allow, in mode "must" those that all do
+    (a `Star` is always about the latter). Of a verdict, its number and its witness have to be those of the certificate; that
+    its claim is about the certificate's pair or target is for the reader to see.
     """
     complaints: list[str] = []
     certificate = checked.certificate if isinstance(checked, Verdict) else checked
     if certificate is None:
         return ["there is no certificate"]
-    if isinstance(checked, Verdict):
-        complaints += _disagreements(checked)
     try:
         with budget(VERIFY_BUDGET):
-            return complaints + list(_complaints(_Layers(pattern, mode), certificate))
+            if isinstance(checked, Verdict):
+                complaints += _disagreements(checked)
+            complaints += _complaints(_Layers(pattern, mode), certificate)
+            return complaints
     except BudgetExceeded:
         return [*complaints, "it could not be checked within the operation budget"]
     except PatternError as error:
@@ -60,13 +64,17 @@ def _disagreements(verdict: Verdict) -> Iterator[str]:
                     yield f"the verdict says {value}, and the certificate that no number of layers is enough"
                 if verdict.witness is not None and (verdict.witness.n, verdict.witness.q, verdict.witness.k) != (n, q, k):
                     yield "the certificate is about another pair than the witness"
-            case Path() if value is not None and len(part.layers) > value:
-                yield f"the path takes {len(part.layers)} layers, over {value}"
-            case Chain() if value is not None and len(part.layers) >= value:
+            case Path() if value is not None and len(part.layers) != value:
+                yield f"the path takes {len(part.layers)} layers, and the verdict says {value}"
+            case Chain() if value is not None and len(part.layers) + 1 != value:
                 yield f"the chain excludes {len(part.layers)} layers, and the verdict says {value}"
+            case Star(n, center) if value is not None:
+                own = _at(_pairs(f"q == k and q == {value}"), n)
+                if own.is_empty() or not own.is_subset(_pairs(center)):
+                    yield f"position {value} is not among those of the certificate"
             case Powers() if value is not None and part.claims:
-                if part.target is not None and part.layers > value:
-                    yield f"the target is shown to take at most {part.layers} layers, over {value}"
+                if part.target is not None and part.layers != value:
+                    yield f"the target is shown to take at most {part.layers} layers, and the verdict says {value}"
                 if part.missing is not None and not 0 <= part.missing.claim < len(part.claims):
                     yield "the pair is missing from a claim that is not there"
                 elif part.missing is not None and part.claims[part.missing.claim].layers + 1 != value:
@@ -87,6 +95,11 @@ class _Layers:
     def same(self, a: int, b: int) -> bool:
         return self.pattern.layer(a) == self.pattern.layer(b)
 
+    @property
+    def distinct(self) -> list[int]:
+        """The first layer of each kind."""
+        return list({self.pattern.layer(index): index for index in reversed(range(self.pattern.layers))}.values())
+
     def certain(self, layer: int, residual: bool) -> Relation:
         """The pairs of a layer that no draw decides."""
         return self._relation(layer, residual, drawn=False)
@@ -102,23 +115,22 @@ class _Layers:
             parts = [diagonal()] if residual else []
             for head in range(pattern.heads):
                 meaning = pattern.meaning(head=head)
-                if self.mode == "must":
-                    parts.append(certain(meaning.conditions))
-                parts += [realisable(term.conditions) for term in meaning.terms if self._counts(term, drawn)]
+                terms = [term for term in meaning.terms if drawn or not self._picks(term)]
+                conditions = tuple(c for term in terms for c in term.conditions)
+                exact = self.mode == "must" and (not drawn or few_atoms(conditions))
+                parts.append(certain(conditions) if exact else realisable(conditions))
             self._known[key] = union(parts)
         relation: Relation = self._known[key]
         return relation
 
-    def _counts(self, term: Term, drawn: bool) -> bool:
-        if self.mode == "must":
-            return drawn and bool(term.choices)
-        return drawn or all(isinstance(choice, TopK) for choice in term.choices)
+    def _picks(self, term: Term) -> bool:
+        """Whether no relation describes what the term holds: scores favour any pair in mode "may", and none in "must"."""
+        return any(self.mode == "must" or isinstance(choice, Random) for choice in term.choices)
 
     def picks(self, layer: int) -> list[tuple[int, Term]]:
         """The terms that relations do not describe, with their heads."""
         pattern = self.pattern.layer(layer)
-        found = [(head, term) for head in range(pattern.heads) for term in pattern.meaning(head=head).picks]
-        return [(head, term) for head, term in found if self.mode == "must" or any(isinstance(c, Random) for c in term.choices)]
+        return [(head, term) for head in range(pattern.heads) for term in pattern.meaning(head=head).terms if self._picks(term)]
 
     def drawn(self, layer: int, queries: Array, n: int) -> Iterator[tuple[Array, Array]]:
         """The queries and keys of the pairs that picks hold, or with selections among them, may hold."""
@@ -144,6 +156,10 @@ def _blocks(choice: Random, term: Term, head: int, queries: Array, n: int) -> Ar
 
 
 def _complaints(layers: _Layers, certificate: Certificate) -> Iterator[str]:
+    n = 1 if isinstance(certificate, Joint) else certificate.n
+    if n is not None and not 1 <= n <= MAX_N:
+        yield f"{n} is not a sequence length"
+        return
     match certificate:
         case Path():
             yield from _path(layers, certificate)
@@ -153,19 +169,23 @@ def _complaints(layers: _Layers, certificate: Certificate) -> Iterator[str]:
             yield from _chain(layers, certificate)
         case Powers():
             yield from _powers(layers, certificate)
+        case Star():
+            yield from _star(_Layers(layers.pattern, "must"), certificate)
         case Joint(parts):
             for part in parts:
                 yield from _complaints(layers, part)
 
 
 def _path(layers: _Layers, path: Path) -> Iterator[str]:
-    if not 1 <= path.n <= MAX_N or len(path.positions) != len(path.layers) + 1:
+    if len(path.positions) != len(path.layers) + 1:
         yield "the path does not have one position more than layers"
         return
     if not all(0 <= position < path.n for position in path.positions):
         yield "the path has positions outside the sequence"
         return
-    yield from _consecutive(layers, path.layers)
+    if not _consecutive(layers, path.layers):
+        yield NOT_CONSECUTIVE
+        return
     for layer, q, k in zip(path.layers, path.positions, path.positions[1:], strict=False):
         if layers.certain(layer, path.residual).contains(q, k, path.n):
             continue
@@ -180,9 +200,8 @@ def _closed(layers: _Layers, closed: ClosedSet) -> Iterator[str]:
         return
     if not _inside(closed.q, closed.runs) or _inside(closed.k, closed.runs):
         yield f"the set does not hold query {closed.q} and lack key {closed.k}"
-    for layer in range(layers.pattern.layers):
-        if not any(layers.same(layer, earlier) for earlier in range(layer)):
-            yield from _stays(layers, layer, closed.runs, closed.runs, closed.n, residual=False)
+    for layer in layers.distinct:
+        yield from _stays(layers, layer, closed.runs, closed.runs, closed.n, residual=False)
 
 
 def _chain(layers: _Layers, chain: Chain) -> Iterator[str]:
@@ -196,7 +215,9 @@ def _chain(layers: _Layers, chain: Chain) -> Iterator[str]:
         yield "the first set lacks the start"
     if _inside(chain.k, chain.sets[-1]):
         yield f"the last set holds key {chain.k}"
-    yield from _consecutive(layers, chain.layers)
+    if not _consecutive(layers, chain.layers):
+        yield NOT_CONSECUTIVE
+        return
     for layer, runs, after in zip(chain.layers, chain.sets, chain.sets[1:], strict=False):
         yield from _stays(layers, layer, runs, after, chain.n, chain.residual)
 
@@ -212,11 +233,14 @@ def _powers(layers: _Layers, powers: Powers) -> Iterator[str]:
         if not all(0 <= part < number for part in claim.parts) or len(claim.parts) not in (0, 2):
             yield f"claim {number} does not rest on two earlier ones"
             return
+        if claim.first < 0:
+            yield f"claim {number} begins below the lowest layer"
+            return
         relations.append(_at(_pairs(claim.condition), powers.n))
         if not claim.parts and claim.layers == 0:
             least = most = _at(diagonal(), powers.n)
         elif not claim.parts:
-            if claim.layers != 1 or claim.first < 0:
+            if claim.layers != 1:
                 yield f"claim {number} is about one layer, and says {claim.layers}"
                 return
             least = _at(layers.certain(claim.first, powers.residual), powers.n)
@@ -244,6 +268,20 @@ def _powers(layers: _Layers, powers: Powers) -> Iterator[str]:
             yield "the missing pair is not one of the target"
 
 
+def _star(layers: _Layers, star: Star) -> Iterator[str]:
+    pairs = _at(everything(), star.n)
+    centers = _at(_pairs(star.center) & diagonal(), star.n)
+    if not pairs.is_subset(pairs.then(centers).then(pairs)):
+        yield "there is some n without such a position"
+    others = centers.then(pairs) - diagonal()
+    for layer in layers.distinct:
+        held = layers.certain(layer, residual=False)
+        if not others.is_subset(held):
+            yield f"in layer {layer} one of them does not read every other position"
+        if not others.inverse().is_subset(held):
+            yield f"in layer {layer} one of them is not read by every other position"
+
+
 def _pairs(condition: str) -> Relation:
     return parse(f"where({condition})").meaning().static
 
@@ -252,10 +290,9 @@ def _at(relation: Relation, n: int | None) -> Relation:
     return relation if n is None else relation.at(n)
 
 
-def _consecutive(layers: _Layers, numbers: Sequence[int]) -> Iterator[str]:
+def _consecutive(layers: _Layers, numbers: Sequence[int]) -> bool:
     period = layers.pattern.layers
-    if any(layer < 0 or (layer - below - 1) % period for layer, below in pairwise(numbers)):
-        yield "the layers are not consecutive from top to bottom"
+    return min(numbers, default=0) >= 0 and not any((layer - below - 1) % period for layer, below in pairwise(numbers))
 
 
 def _well_formed(runs: Runs, n: int | None) -> bool:
@@ -271,9 +308,10 @@ def _stays(layers: _Layers, layer: int, source: Runs, allowed: Runs, n: int | No
     relation, leaves = layers.certain(layer, residual), f"a step of layer {layer} leaves the set"
     few = len(source) + len(allowed) <= MAX_EXACT_RUNS
     if few:
-        if not _at(relation, n).image(Positions.of(source)).is_subset(Positions.of(allowed)):
+        here, there = Positions.of(source), Positions.of(allowed)
+        if not _at(relation, n).image(here).is_subset(there):
             yield leaves
-        if not layers.picks(layer):
+        if not layers.picks(layer) or _at(layers.possible(layer, residual), n).image(here).is_subset(there):
             return
     if n is None or n > MAX_MEMBERS:
         yield "its sets are too large to check"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from patternc.analysis.certificate import (
     Missing,
     Path,
     Powers,
+    Star,
     certificate_from_json,
 )
 from patternc.analysis.verdict import bounded, proved, unknown
@@ -32,6 +34,7 @@ from patternc.testing import patterns
 N = 1_000
 WINDOW = pc.parse("causal & window(4)")
 SCHEDULE = pc.parse("layers(2 * (causal & window(3)) + (causal & stride(10)))")
+STARRED = pc.parse("layers((local(4) | global([0])) + (causal & ~causal | global([0, 3])))")
 RANDOM = pc.parse("causal & (window(2) | random(3))")
 
 PATH = Path(N, (0, 0), (10, 8, 5))
@@ -64,6 +67,8 @@ FALSE: list[tuple[str, Certificate]] = [
     ("a negative position", replace(PATH, positions=(1, 0, -1))),
     ("too few layers", replace(PATH, layers=(0,))),
     ("no n", replace(PATH, n=0)),
+    ("no such layer", replace(PATH, layers=(-1, -2))),
+    ("one layer below the lowest", replace(PATH, layers=(-1,), positions=(10, 8))),
     ("a set with a way out", replace(CLOSED, runs=((1, 99, 1),))),
     ("a set that holds k", replace(CLOSED, k=99)),
     ("a set that lacks q", replace(CLOSED, q=100, k=101)),
@@ -73,6 +78,7 @@ FALSE: list[tuple[str, Certificate]] = [
     ("a set too small", replace(CHAIN, sets=(((10, 10, 1),), ((8, 10, 1),), ((4, 10, 1),)))),
     ("a last set that holds k", replace(CHAIN, k=4)),
     ("a chain of another start", replace(CHAIN, start=11)),
+    ("a chain below the lowest layer", replace(CHAIN, layers=(-1, -2))),
     ("a chain with one set missing", replace(CHAIN, sets=CHAIN.sets[:2])),
     ("a claim too large", replace(POWERS, claims=(replace(POWERS.claims[0], condition="0 <= q - k < 5"), *POWERS.claims[1:]))),
     ("a claim too small", replace(POWERS, claims=(*POWERS.claims[:2], replace(POWERS.claims[2], condition="q == k")))),
@@ -89,6 +95,8 @@ FALSE: list[tuple[str, Certificate]] = [
     ("a pair outside", replace(POWERS, missing=Missing(1, N, 1_000, 3))),
     ("a pair not wanted", replace(POWERS, target="0 <= q - k < 5")),
     ("a claim that is not there", replace(POWERS, missing=Missing(7, N, 10, 3))),
+    ("at no n", replace(POWERS, n=0, missing=None)),
+    ("below the lowest layer", Powers(N, (Claim("q == k", -1, 0),), "q == k")),
     ("no claims", replace(POWERS, claims=())),
     ("nothing claimed", replace(POWERS, target=None, missing=None)),
     ("a condition that is none", replace(POWERS, target="k <=")),
@@ -202,8 +210,11 @@ def test_a_verdict_must_say_what_its_certificate_shows() -> None:
     assert verify(WINDOW, proved("", "", value=4, certificate=POWERS)) != []
     assert verify(WINDOW, proved("", "", value=2, certificate=replace(POWERS, missing=None))) != []
     assert verify(WINDOW, proved("", "", value=2, certificate=CLOSED)) != []
-    assert verify(WINDOW, proved("", "", value=1, certificate=PATH)) != []
-    assert verify(WINDOW, proved("", "", value=2, certificate=CHAIN)) != []
+    assert verify(WINDOW, proved("", "", value=2, certificate=replace(POWERS, missing=None, target="q == k"))) != []
+    for value, accepted in ((1, False), (2, True), (3, False)):
+        assert (verify(WINDOW, proved("", "", value=value, certificate=PATH)) == []) == accepted
+    for value, accepted in ((2, False), (3, True), (4, False)):
+        assert (verify(WINDOW, proved("", "", value=value, certificate=CHAIN)) == []) == accepted
     assert verify(WINDOW, bounded("", 1, 3, "", CHAIN)) == []
     nowhere = replace(POWERS, missing=Missing(7, N, 10, 3))
     assert verify(WINDOW, proved("", "", value=3, certificate=nowhere)) != []
@@ -224,7 +235,19 @@ def test_sets_at_every_n_and_past_what_fits_in_memory() -> None:
     assert verify(WINDOW, replace(for_all, sets=(((10, 10, 1),), ((8, 10, 1),)))) != []
     assert verify(WINDOW, ClosedSet(10**9, ((0, 10**8, 1),), 5, 10**9 - 1)) == []
     huge = ClosedSet(10**9, ((0, 10**8, 1),), 5, 10**9 - 1)
-    assert verify(RANDOM, huge) == ["its sets are too large to check"]
+    assert verify(pc.parse("window(2) | random(3)"), huge)[-1] == "its sets are too large to check"
+
+
+def test_draws_that_stay_inside_need_not_be_listed() -> None:
+    early = ClosedSet(10**9, ((0, 10, 1),), 5, 11)
+    assert verify(pc.parse("causal & random(1)"), early) == []
+    assert verify(pc.parse("random(1)"), early) == ["its sets are too large to check"]
+    alone = ClosedSet(50, ((7, 7, 1),), 7, 3)
+    for expression in ("causal & document(ids) & topk(s, 2)", "document(ids) & random(3)"):
+        assert verify(pc.parse(expression), alone, "must") == []
+        assert verify(pc.parse(expression), alone, "may") != []
+    both = pc.parse("layout(t, 1) & topk(s, 9) | topk(r, 9) - layout(t, 1)")
+    assert verify(both, ClosedSet(5, ((2, 2, 1),), 2, 3), "must") != [], "one of the two picks holds each pair"
 
 
 def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +255,50 @@ def test_work_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verify(WINDOW, POWERS) == ["it could not be checked within the operation budget"]
 
 
-def test_json_of_an_unknown_kind_is_refused() -> None:
+def test_json_that_is_no_certificate_is_refused() -> None:
     with pytest.raises(ValueError, match="no certificate of kind 'Sum'"):
         certificate_from_json({"kind": "Sum"})
+    fields = PATH.to_json()
+    for wrong in ({"n": "4"}, {"layers": [0.0, 0]}, {"positions": 3}, {"residual": 1}, {"layers": [True, 0]}):
+        with pytest.raises(ValueError, match="a certificate of kind 'Path' has other fields"):
+            certificate_from_json({**fields, **wrong})
+    with pytest.raises(ValueError, match="of kind 'Star' has other fields: 'n'"):
+        certificate_from_json({"kind": "Star"})
+    with pytest.raises(ValueError, match="of kind 'Star' has other fields: 0 is not text"):
+        certificate_from_json({"kind": "Star", "n": None, "center": 0})
+    with pytest.raises(ValueError, match="no certificate of kind None"):
+        certificate_from_json({"kind": "Joint", "parts": [5]})
+
+
+def test_stars() -> None:
+    star = Star(None, "q == 0")
+    assert verify(STARRED, star) == []
+    assert certificate_from_json(json.loads(json.dumps(star.to_json()))) == star
+    assert verify(STARRED, proved("", "", value=0, certificate=star)) == []
+    assert verify(STARRED, proved("", "", certificate=star)) == []
+    for n in (1, 2, 10**9):
+        assert verify(STARRED, Star(n, "q == 0")) == []
+    for value in (1, -1, math.inf):
+        assert verify(STARRED, proved("", "", value=value, certificate=star)) != []
+    for center in ("q <= 1", "q == 3", "q == n - 1", "false", "q == 0 and n > 1", "q =="):
+        assert verify(STARRED, Star(None, center)) != [], center
+    assert verify(pc.parse("local(4) | global([3])"), Star(9, "q == 3")) == []
+    assert verify(pc.parse("local(4) | global([3])"), Star(3, "q == 3")) == ["there is some n without such a position"]
+    assert verify(STARRED, Star(0, "q == 0")) == ["0 is not a sequence length"]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "columns([0])",
+        "rows([0])",
+        "rows([0]) | topk(s, 1)",
+        "rows([0]) | layout(t, 4)",
+        "rows([0]) | random(256)",
+        "heads(rows([0]) + window(2))",
+        "layers(full + columns([0]))",
+    ],
+)
+def test_a_star_must_be_there_whatever_the_inputs(expression: str) -> None:
+    for mode in ("may", "must"):
+        assert verify(pc.parse(expression), Star(None, "q == 0"), mode) != []
