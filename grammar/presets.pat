@@ -8,7 +8,7 @@ assert hops(dense) == 1
 assert universal(dense)
 assert hops(flash_causal) == 1
 
-# Sparse Transformer (Child et al. 2019), section 4: l = 128, c = 8; both factorisations as one merged head.
+# Sparse Transformer (Child et al. 2019): l = 128, c = 8; both factorisations as one merged head.
 def sparse_transformer_strided(l) = causal & (window(l) | stride(l))
 def sparse_transformer_fixed(l, c) = causal & (chunk(l) | summary(l, c))
 pattern sparse_strided = sparse_transformer_strided(128)

@@ -278,16 +278,9 @@ def _needs_gpu() -> None:
 
 def _plans(pattern: Pattern, ask: Callable[[Pattern], Choices]) -> list[tuple[str, Choices]]:
     """The plans of every distinct layer, and which layers have them."""
-    layers: dict[Pattern, list[int]] = {}
-    for i in range(pattern.layers):
-        layers.setdefault(pattern.layer(i), []).append(i)
-    return [(_where(indices, pattern.layers), ask(one)) for one, indices in layers.items()]
+    from patternc.analysis.members import distinct_layers
 
-
-def _where(layers: list[int], period: int) -> str:
-    from patternc.analysis.members import spans
-
-    return f"layer{'s' if len(layers) > 1 else ''} {spans(layers)} of every {period}" if period > 1 else ""
+    return [(where, ask(one)) for one, where in distinct_layers(pattern)]
 
 
 def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
@@ -369,18 +362,17 @@ def show(
 
 def _mask_json(pattern: Pattern, n: int, head: int, layer: int, reach: int | None) -> dict[str, Any]:
     """Rows as runs [first, last] of keys that are held (reached), and of keys that are possible but not held."""
+    from patternc.dense import true_runs
     from patternc.report.reached import drawing
-    from patternc.report.svg import runs
+
+    def runs(held: Any) -> list[list[int]]:
+        return [[first, last] for first, last, _ in true_runs(held)]
 
     drawn = drawing(pattern, n, head=head, layer=layer, reach=reach)
     codes = drawn.codes()
-    rows = [{"held": _runs(runs(row > 0)), "possible": _runs(runs(row < 0))} for row in codes]
+    rows = [{"held": runs(row > 0), "possible": runs(row < 0)} for row in codes]
     asked = {"n": n, "head": head, "layer": layer, **({} if reach is None else {"reach": reach})}
     return {"name": pattern.name, "expression": str(pattern), **asked, "rows": rows}
-
-
-def _runs(found: Any) -> list[list[int]]:
-    return [[first, end - 1] for first, end in found]
 
 
 @main.command(short_help="Write a page about it: pictures, reach, guarantees and costs.")

@@ -20,6 +20,12 @@ MAX_DENSE = 32_768
 _ROWS = 1 << 22  # elements of one block of rows
 
 
+def true_runs(row: npt.NDArray[np.bool_]) -> tuple[tuple[int, int, int], ...]:
+    """The true elements of a row as ascending runs (first, last, 1)."""
+    edges = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0))
+    return tuple((int(first), int(end) - 1, 1) for first, end in edges.reshape(-1, 2))
+
+
 class Evaluator:
     """One head of a pattern at one n, with its runtime inputs.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from patternc.dense import Evaluator, check_dense
+from patternc.dense import Evaluator, check_dense, true_runs
 from patternc.diagnostics import PatternError, suggest
 from patternc.language.asserts import Claim, claims
 from patternc.language.elaborate import meaning
@@ -141,7 +141,7 @@ class Pattern:
             except BudgetExceeded:
                 _check_walkable(n)
         evaluator = Evaluator(one, n, head, inputs)
-        return _runs(evaluator.holds(np.array([[q]]), np.arange(n)[None, :])[0])
+        return list(true_runs(evaluator.holds(np.array([[q]]), np.arange(n)[None, :])[0]))
 
     def nnz(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> int:
         """The exact number of pairs of one head at n, each counted once."""
@@ -185,44 +185,60 @@ class Pattern:
 
         return prove_self_loops(self)
 
-    def reachable(self, q: int, k: int, layers: int, n: int | None = None) -> Verdict:
-        """Whether query q reads position k through so many stacked layers, by a path or a set that it never leaves."""
+    def reachable(self, q: int, k: int, layers: int, n: int | None = None, **options: Any) -> Verdict:
+        """Whether query q reads position k through so many stacked layers, by a path or a set that it never leaves.
+
+        ``options`` are those of `hop_diameter` but target and residual.
+        """
         from patternc.analysis.reach import reachable
 
-        return reachable(self, q, k, layers, n)
+        return reachable(self, q, k, layers, n, **options)
 
-    def distance(self, q: int, k: int, n: int | None = None) -> Verdict:
-        """The least number of stacked layers through which query q reads position k, as the verdict's value."""
+    def distance(self, q: int, k: int, n: int | None = None, **options: Any) -> Verdict:
+        """The least number of stacked layers through which query q reads position k, as the verdict's value.
+
+        ``options`` are those of `hop_diameter` but target.
+        """
         from patternc.analysis.reach import distance
 
-        return distance(self, q, k, n)
+        return distance(self, q, k, n, **options)
 
     def hop_diameter(self, n: int | None = None, **options: Any) -> Verdict:
         """The least number of stacked layers that connect all that dense ones would, at n or for every n.
 
-        ``options`` are those of `patternc.analysis.reach.hop_diameter`: target, residual, mode and start_layer.
+        ``options`` are those of `patternc.analysis.reach.hop_diameter`: target, residual, mode, start_layer, limit_seconds
+        and, at one n, runtime inputs by name.
         """
         from patternc.analysis.reach import hop_diameter
 
         return hop_diameter(self, n, **options)
 
-    def receptive_field(self, layers: int, q: int, n: int) -> tuple[tuple[int, int, int], ...]:
-        """The positions that query q of the top layer reads through so many layers, as runs (first, last, step)."""
+    def receptive_field(self, layers: int, q: int, n: int, **options: Any) -> tuple[tuple[int, int, int], ...]:
+        """The positions that query q of the top layer reads through so many layers, as runs (first, last, step).
+
+        ``options`` are those of `hop_diameter` but target.
+        """
         from patternc.analysis.receptive_field import receptive_field
 
-        return receptive_field(self, layers, q, n)
+        return receptive_field(self, layers, q, n, **options)
 
-    def field_sizes(self, layers: int, n: int, q: int | None = None) -> tuple[int, ...]:
-        """How many positions are read through 0, 1, ..., ``layers`` layers, by query q or at most by any query."""
+    def field_sizes(self, layers: int, n: int, q: int | None = None, **options: Any) -> tuple[int, ...]:
+        """How many positions are read through 0, 1, ..., ``layers`` layers, by query q or at most by any query.
+
+        ``options`` are those of `hop_diameter` but target.
+        """
         from patternc.analysis.receptive_field import field_sizes
 
-        return field_sizes(self, layers, n, q)
+        return field_sizes(self, layers, n, q, **options)
 
-    def coverage(self, n: int | None = None) -> Verdict:
-        """The number of layers that connects all, from whichever layer of the schedule it starts."""
+    def coverage(self, n: int | None = None, **options: Any) -> Verdict:
+        """The number of layers that connects all, from whichever layer of the schedule it starts.
+
+        ``options`` are those of `hop_diameter` but start_layer.
+        """
         from patternc.analysis.coverage import coverage
 
-        return coverage(self, n)
+        return coverage(self, n, **options)
 
     def hub(self, n: int | None = None) -> Verdict:
         """Whether some position is read by every query and reads every key, in every layer: then two layers connect all."""
@@ -324,11 +340,6 @@ def _check_walkable(n: int) -> None:
     if n > MAX_WALK:
         message = f"the keys of a row have no closed form here, and n = {n:,} is too large to test them one by one"
         raise PatternError("too-complex", message, None, f"the limit is n = {MAX_WALK:,}")
-
-
-def _runs(row: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(np.int8)))
-    return [(int(first), int(end) - 1, 1) for first, end in edges.reshape(-1, 2)]
 
 
 def parse(text: str, name: str = "<pattern>") -> Pattern:

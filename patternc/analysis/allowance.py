@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patternc.relation import BudgetExceeded
 
-class Unaffordable(Exception):
+
+class Unaffordable(BudgetExceeded):
     """A computation would take more time or memory than it is allowed."""
 
 

@@ -76,6 +76,11 @@ class Runs:
             return np.zeros(0, np.intp)
         return np.arange(self.first[at], self.last[at] + 1, self.step)
 
+    def holds(self, keys: Ints) -> Bools:
+        """Whether each row's run holds a key: one key a row."""
+        inside = (self.first <= keys) & (keys <= self.last)
+        return inside if self.step == 1 else inside & ((keys - self.first) % self.step == 0)
+
     def mark(self, readers: Bools, out: Bools) -> None:
         """Add the keys of every query of ``readers`` to ``out``."""
         kept = readers[self.rows]
@@ -325,6 +330,13 @@ def singletons(positions: Ints, n: int) -> Words:
     j = np.arange(len(positions))
     np.bitwise_or.at(sets, (positions, j // 64), np.uint64(1) << (j % 64).astype(np.uint64))
     return sets
+
+
+def only(position: int, n: int) -> Bools:
+    """The set of one position, not packed."""
+    found = np.zeros(n, bool)
+    found[position] = True
+    return found
 
 
 def some(words: npt.NDArray[np.uint64], count: int) -> Bools:

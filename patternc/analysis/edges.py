@@ -57,6 +57,13 @@ class Layer:
         found = [one.keys(q) for one in self.runs]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, np.intp)
 
+    def reads_at(self, offset: int) -> Bools:
+        """Which queries q surely read key q + offset."""
+        found = np.zeros(self.n, bool)
+        for one in self.runs:
+            found[one.rows] |= one.holds(one.rows + offset)
+        return found
+
     def mark(self, readers: Bools) -> Bools:
         """The keys of any of the queries."""
         out = np.zeros(self.n, bool)

@@ -181,7 +181,7 @@ def _looked_at(meanings: dict[int, Meaning], n: int, block: int, inputs: dict[st
 def _counted(relation: Relation, n: int, block: int) -> Counts:
     """As `_looked_at`, from the closed form of the rows: how many keys of each row lie before each block."""
     edges = np.arange(0, n + block, block)[None, :]
-    if len(relation.rows) * n * edges.size > MAX_COUNTED:
+    if max(1, len(relation.rows)) * n * edges.size > MAX_COUNTED:
         message = f"{n:,} rows of {len(relation.rows)} runs against {edges.size - 1:,} blocks are too much to count"
         raise ValueError(f"{message}; take larger blocks")
     pairs = np.zeros((edges.size - 1, edges.size - 1), np.int64)

@@ -6,15 +6,14 @@ A measure is a number, of which the largest counts: over all runtime inputs, and
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from patternc.analysis.causal import prove_causal
-from patternc.analysis.coverage import MAX_PERIOD
+from patternc.analysis.coverage import over_starts, seconds_of_a_start
 from patternc.analysis.hamiltonian import hamiltonian_path
 from patternc.analysis.hub import hub
 from patternc.analysis.inclusion import prove_equivalent, prove_subset
@@ -27,8 +26,6 @@ from patternc.diagnostics import PatternError
 from patternc.language.asserts import EQUAL, Claim
 from patternc.language.syntax import Call, Chain, Expression, Integer, Name
 from patternc.pattern import Pattern
-
-ANY_START = "any so many consecutive layers connect all that they are to"
 
 Decide: TypeAlias = Callable[[Pattern, int | None], Verdict]
 """Decides a property, or measures, for every n (None) or at one."""
@@ -62,7 +59,7 @@ def check(claim: Claim) -> Verdict:
 
 def compared(found: Verdict, sign: str, limit: int, sentence: str) -> Verdict:
     """What a verdict on a number says about its comparison with a limit."""
-    low, high = known = _bounds(found)
+    low, high = known = found.bounds
     nearest = {"<=": low, "<": low, "==": min(max(limit, low), high), ">=": high, ">": high}[sign]
     holds = _HOLDS[sign]
     if not holds(nearest, limit):
@@ -71,15 +68,6 @@ def compared(found: Verdict, sign: str, limit: int, sentence: str) -> Verdict:
         return replace(found, status="proved", claim=sentence)
     reason = f"an estimate is no proof: {found.reason}" if found.status == "estimated" else found.reason
     return replace(found, status="unknown", claim=sentence, reason=reason)
-
-
-def _bounds(found: Verdict) -> tuple[float, float]:
-    """Two numbers between which the one asked for surely lies."""
-    if found.status == "estimated":
-        return 0, math.inf
-    if found.value is not None:
-        return found.value, found.value
-    return found.lower or 0, math.inf if found.upper is None else found.upper
 
 
 def _fixed(prove: Callable[[Pattern], Verdict], restrict: Callable[[Pattern, int], Pattern]) -> Decide:
@@ -145,32 +133,21 @@ def universal(pattern: Pattern, n: int | None = None) -> Verdict:
 
 def hops(pattern: Pattern, n: int | None = None) -> Verdict:
     """The hop diameter (`reach.hop_diameter`), for the runtime inputs and scores for which it is largest."""
-    return _hops(pattern, n, 0)
+    return _hops(pattern, n)
 
 
 def coverage(pattern: Pattern, n: int | None = None) -> Verdict:
-    """The hop diameter from the layer of the schedule from which it is largest, for the inputs for which it is.
-
-    As far as it is known: the bounds hold for all starting layers, and the rest of the verdict is of one that has the largest.
-    """
-    if pattern.layers > MAX_PERIOD:
-        return unknown(ANY_START, f"the layers repeat only after {pattern.layers:,}, over {MAX_PERIOD}")
-    found = [_hops(pattern, n, start) for start in range(pattern.layers)]
-    bounds = [_bounds(verdict) for verdict in found]
-    low, high = max(low for low, _ in bounds), max(high for _, high in bounds)
-    worst = max(range(len(found)), key=lambda start: bounds[start][::-1])
-    where = f"from layer {worst} on" if len(found) > 1 else ""
-    if bounds[worst] == (low, high):
-        return replace(found[worst], where=where)
-    return replace(bounded(ANY_START, int(low), high, found[worst].reason), where=where)
+    """The hop diameter from the layer of the schedule from which it is largest, for the inputs for which it is."""
+    seconds = seconds_of_a_start(pattern)
+    return over_starts(pattern, n, lambda start: _hops(pattern, n, start_layer=start, limit_seconds=seconds))
 
 
-def _hops(pattern: Pattern, n: int | None, start: int) -> Verdict:
+def _hops(pattern: Pattern, n: int | None, **options: Any) -> Verdict:
     """It lies between the number for all pairs that some inputs let through and that for the pairs which none prevent."""
     if not pattern.inputs:
-        return hop_diameter(pattern, n, start_layer=start)
-    worst, best = (hop_diameter(pattern, n, mode=mode, start_layer=start) for mode in ("must", "may"))
-    low, high = _bounds(best)[0], _bounds(worst)[1]
+        return hop_diameter(pattern, n, **options)
+    worst, best = (hop_diameter(pattern, n, mode=mode, **options) for mode in ("must", "may"))
+    low, high = best.bounds[0], worst.bounds[1]
     if low == high:
         return worst
     reason = f"runtime inputs decide; at worst, {worst.reason}; at best, {best.reason}"

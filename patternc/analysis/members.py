@@ -41,6 +41,15 @@ def members(pattern: Pattern) -> Iterator[Member]:
             yield Member(expression, layers[0], heads[0], ", ".join(label for label in labels if label))
 
 
+def distinct_layers(pattern: Pattern) -> list[tuple[Pattern, str]]:
+    """Every distinct layer, and in words which ones it is ("" where all are alike)."""
+    groups = _groups(pattern.expression, "layers")
+    return [
+        (Pattern(one, pattern.name), _label("layer", layers, pattern.layers) if len(groups) > 1 else "")
+        for one, layers in groups
+    ]
+
+
 def _groups(expression: Expression, mixture: str) -> list[tuple[Expression, list[int]]]:
     groups: dict[Expression, list[int]] = {}
     for index in range(period(expression, mixture)):

@@ -73,10 +73,7 @@ def small_run(pattern: Pattern, test: Test, n: int | None = None) -> Found | Non
     if any(head for _, head in members) and any(isinstance(c, Random) for m in meanings for t in m.picks for c in t.choices):
         return None  # a search runs all meanings as one head, and heads draw differently
 
-    def asked(*masks: Mask) -> tuple[int, int] | None:
-        return test(_united(members, masks)) if n is None or len(masks[0]) == n else None
-
-    return search(meanings, 0, asked)
+    return search(meanings, 0, lambda *masks: test(_united(members, masks)), n)
 
 
 def _run(pattern: Pattern, members: list[tuple[int, int]], test: Test, n: int) -> Found | None:

@@ -19,7 +19,7 @@ from patternc.analysis.allowance import Allowance, Unaffordable
 from patternc.analysis.bitsets import Ints, Reader, Runs, nonempty, singletons
 from patternc.analysis.edges import Layer
 from patternc.analysis.targets import Targets
-from patternc.analysis.tiles import full_tiles, some_tiles
+from patternc.analysis.tiles import full_tiles, share_of_full, some_tiles, squared
 
 NEVER = np.iinfo(np.intp).max
 _WORDS = 1 << 17  # of one matrix of a batch
@@ -111,3 +111,37 @@ class Quotient:
             if not left.any() or quiet >= max(period, self._delay):
                 break
         return depth
+
+
+def powers_for(layers: tuple[Layer, ...], n: int, most: int) -> tuple[tuple[Power, ...], int]:
+    """The largest size of blocks that are mostly read in full, and the powers of a layer that make them at most ``most``.
+
+    The size is 0 if there is none.
+    """
+    runs = layers[0].runs
+    powers: tuple[Power, ...] = ()
+    wide = max((one for one in runs if one.step == 1 and len(one.rows) == n), key=lambda one: one.longest, default=None)
+    while True:
+        size = _full_size((*runs, *(one for _, one in powers)), n)
+        if size * most >= n:
+            return powers, size
+        further = squared(wide, n) if wide is not None and len(layers) == 1 else None
+        if further is None or wide is None or further.longest <= wide.longest:
+            return (), 0
+        powers, wide = (*powers, (2 << len(powers), further)), further
+
+
+def _full_size(runs: tuple[Runs, ...], n: int) -> int:
+    """The largest size of blocks of which nearly all are read in full by every query of some block; 1 if there is none."""
+    spans = [one.longest for one in runs if one.step == 1 and not one.is_constant]
+    size = 1 << max(0, min(max(spans, default=1), n // 64).bit_length() - 1)
+    while size > 1 and share_of_full(runs, n, size) <= 0.9:
+        size //= 2
+    return size
+
+
+def keys_of(blocks: Ints, size: int, n: int, most: int | None = None) -> Ints:
+    """The positions of blocks; of at most ``most`` of them, spread evenly."""
+    keys = (blocks[:, None] * size + np.arange(size)).reshape(-1)
+    keys = keys[keys < n]
+    return keys if most is None or len(keys) <= most else keys[np.linspace(0, len(keys) - 1, most).astype(np.intp)]

@@ -8,15 +8,17 @@ the pair in M_L; the hop diameter is the least L for which M_L holds a whole tar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from patternc.analysis.certificate import Certificate, Chain, Claim, ClosedSet, Joint, Missing, Path, Powers
 from patternc.analysis.doubling import Cover, Power, cover, walk
 from patternc.analysis.held import causal_pairs, diagonal
 from patternc.analysis.numeric import numeric_diameter
-from patternc.analysis.steps import Mode, Step, Target, steps, target_pairs
+from patternc.analysis.stack import SECONDS
+from patternc.analysis.steps import Mode, Step, Target, at_length, steps, target_pairs
 from patternc.analysis.verdict import Verdict, bounded, proved, refuted, unknown
 from patternc.pattern import MAX_N, Pattern
 from patternc.relation import BudgetExceeded, Pair, Positions, Relation, budget, everything
@@ -40,13 +42,19 @@ class _Stack:
     mode: Mode
     residual: bool
     start: int
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """For the engine that runs the graph: how long it may take, and runtime inputs."""
+
+    def __post_init__(self) -> None:
+        if self.n is not None and not 1 <= self.n <= MAX_N:
+            raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, or None for all of them, got {self.n!r}")
+        if self.start < 0:
+            raise ValueError(f"start_layer must be at least 0, the bottom layer, got {self.start}")
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
         """One period, from the starting layer."""
-        found = steps(self.pattern, self.mode, self.residual)
-        turn = self.start % len(found)
-        return found[turn:] + found[:turn]
+        return steps(self.pattern, self.mode, self.residual, self.start)
 
     @cached_property
     def is_affine(self) -> bool:
@@ -55,26 +63,27 @@ class _Stack:
     @cached_property
     def sure(self) -> list[Relation]:
         """What each layer holds at least; layers that are alike share one object."""
-        return self._each([step.relation for step in self.steps])
+        return at_length((step.relation for step in self.steps), self.n)
 
     @cached_property
     def possible(self) -> list[Relation]:
         """What each layer holds at most."""
-        return self._each([step.possible for step in self.steps])
+        return at_length((step.possible for step in self.steps), self.n)
+
+    @cached_property
+    def grows(self) -> bool:
+        """Whether more layers connect more: every position keeps what it has, or reads itself in every layer."""
+        return self.residual or all(diagonal().is_subset(step.relation) for step in set(self.steps))
 
     def at(self, relation: Relation) -> Relation:
         return relation if self.n is None else relation.at(self.n)
-
-    def _each(self, relations: Sequence[Relation]) -> list[Relation]:
-        known: dict[int, Relation] = {}
-        return [known[id(r)] if id(r) in known else known.setdefault(id(r), self.at(r)) for r in relations]
 
     def layer(self, index: int) -> int:
         """The number in the pattern of a layer counted from the start."""
         return (self.start + index) % len(self.steps)
 
     def cover(self, layers: Sequence[Relation], target: Relation) -> Cover:
-        if not self.residual and not all(diagonal().is_subset(step.relation) for step in set(self.steps)):
+        if not self.grows:
             return walk(layers, target)
         if self.n is not None:
             return cover(layers, target)
@@ -89,6 +98,8 @@ def hop_diameter(
     residual: bool = True,
     mode: Mode = "may",
     start_layer: int = 0,
+    limit_seconds: float = SECONDS,
+    **inputs: Any,
 ) -> Verdict:
     """The least number of layers that connects every pair of the target, as the verdict's ``value``.
 
@@ -102,66 +113,88 @@ def hop_diameter(
             there are layers.
         mode: "may" counts the pairs that some runtime inputs allow, "must" those that all of them do.
         start_layer: the layer of the schedule at the bottom.
+        limit_seconds: how long the graph may be run, where relations do not decide.
+        inputs: runtime inputs by name, as for `Pattern.mask`, to ask about these alone; they need n.
 
     Raises:
-        ValueError: n or the starting layer is out of range.
+        ValueError: n or the starting layer is out of range, or an input has the wrong shape or an unknown name.
     """
-    _check(n, start_layer)
+    stack = _Stack(pattern, n, mode, residual, start_layer, {"limit_seconds": limit_seconds, **inputs})
+    if inputs:
+        return _by_numbers(stack, target)
     about = f"{_at(n)}{_given(pattern, mode)}"
     try:
         wanted = target_pairs(pattern, target)
         claim = f"layers connect {_words(target, wanted)}{about}"
-        stack = _Stack(pattern, n, mode, residual, start_layer)
         verdict = _decide(stack, stack.at(wanted), claim)
     except BudgetExceeded:
         verdict = unknown(f"layers connect what they ought to{about}", OVER_BUDGET)
     if verdict.status in ("unknown", "bounded") and n is not None:
-        return _by_numbers(verdict, pattern, n, target, residual, mode, start_layer)
+        return _by_numbers(stack, target, verdict)
     return verdict
 
 
-def distance(pattern: Pattern, q: int, k: int, n: int | None = None, *, mode: Mode = "may") -> Verdict:
+def distance(
+    pattern: Pattern,
+    q: int,
+    k: int,
+    n: int | None = None,
+    *,
+    residual: bool = True,
+    mode: Mode = "may",
+    start_layer: int = 0,
+    limit_seconds: float = SECONDS,
+    **inputs: Any,
+) -> Verdict:
     """The least number of layers through which query q reads position k, with a `Path` and a `Chain` that shows no fewer do.
 
-    With n None the number that serves every n that has both positions.
+    With n None the number that serves every n that has both positions. The options are those of `hop_diameter`.
 
     Raises:
-        ValueError: n, q or k is out of range.
+        ValueError: n, q, k or the starting layer is out of range, or an input has the wrong shape or an unknown name.
     """
-    _check(n, 0, q, k)
+    stack = _Stack(pattern, n, mode, residual, start_layer, {"limit_seconds": limit_seconds, **inputs})
+    for position in (q, k):
+        if not 0 <= position < (MAX_N if n is None else n):
+            raise ValueError(f"{position} is not a position{'' if n is None else f' of a sequence of n = {n:,}'}")
     claim = f"query {q} reaches key {k}{_at(n)}{_given(pattern, mode)}"
     pair = Relation.where(conjunction((op("==", Q, q), op("==", K, k))))
+    if inputs:
+        return replace(_by_numbers(stack, pair), claim=claim)
     try:
-        stack = _Stack(pattern, n, mode, True, 0)
         verdict = _decide(stack, stack.at(pair), claim)
     except BudgetExceeded:
         verdict = unknown(claim, OVER_BUDGET)
     if n is None:
         return verdict
     if verdict.status in ("unknown", "bounded"):
-        target = f"where(q == {q} and k == {k})"
-        return _by_numbers(verdict, pattern, n, target, True, mode, 0)
+        return _by_numbers(stack, pair, verdict)
     if verdict and stack.is_affine and isinstance(verdict.value, int) and verdict.value <= MAX_PATH:
         return replace(verdict, certificate=_route(stack, q, k, verdict.value) or verdict.certificate)
     return verdict
 
 
-def reachable(pattern: Pattern, q: int, k: int, layers: int, n: int | None = None, *, mode: Mode = "may") -> Verdict:
+def reachable(
+    pattern: Pattern, q: int, k: int, layers: int, n: int | None = None, *, mode: Mode = "may", **options: Any
+) -> Verdict:
     """Whether query q of the top layer reads position k through ``layers`` layers; ``value`` is the distance if known.
 
+    ``options`` are those of `distance` but ``residual``: what walks of exactly so many steps read is their
+    `patternc.analysis.receptive_field.receptive_field`.
+
     Raises:
-        ValueError: n, q or k is out of range, or layers is negative.
+        ValueError: as for `distance`, or layers is negative.
     """
     if layers < 0:
         raise ValueError(f"layers must be at least 0, got {layers}")
-    found = distance(pattern, q, k, n, mode=mode)
+    if "residual" in options:
+        raise ValueError("reachable follows residual streams; receptive_field(..., residual=False) follows walks without")
+    found = distance(pattern, q, k, n, mode=mode, **options)
     claim = f"query {q} reaches key {k} through {layers} layers{_at(n)}{_given(pattern, mode)}"
-    known = found.status in ("proved", "refuted") and found.value is not None
-    upper = found.value if known else found.upper
-    lower = found.value if known else found.lower
-    if upper is not None and upper <= layers:
+    lower, upper = found.bounds
+    if upper <= layers:
         return replace(found, status="proved", claim=claim)
-    if lower is not None and lower > layers:
+    if lower > layers:
         shown = Pair(max(q, k) + 1 if n is None else n, q, k)
         return replace(found, status="refuted", claim=claim, witness=found.witness or shown)
     return replace(found, status="unknown", claim=claim)
@@ -229,11 +262,14 @@ def _between(
     return replace(unknown(claim, reason), lower=lower) if upper is None else bounded(claim, lower, upper, reason)
 
 
-def _by_numbers(
-    exact: Verdict, pattern: Pattern, n: int, target: Target, residual: bool, mode: Mode, start_layer: int
-) -> Verdict:
+def _by_numbers(stack: _Stack, target: Target, exact: Verdict | None = None) -> Verdict:
     """The answer of the engine that runs the graph at one n, where relations do not decide."""
-    found = numeric_diameter(pattern, n, mode=mode, target=target, residual=residual, start_layer=start_layer)
+    if stack.n is None:
+        raise ValueError("runtime inputs are those of one sequence: pass n, its length")
+    options = {"mode": stack.mode, "residual": stack.residual, "start_layer": stack.start, **stack.limits}
+    found = numeric_diameter(stack.pattern, stack.n, target=target, **options)
+    if exact is None:
+        return found
     if found.status == "unknown":
         return exact
     if found.status == "bounded":
@@ -308,14 +344,14 @@ def _route(stack: _Stack, q: int, k: int, hops: int) -> Certificate | None:
         with budget(CERTIFICATE_BUDGET):
             regions = _regions(stack, q, hops)
             path = _path(stack, regions, k)
-            if hops == 0:
+            if hops == 0 or not stack.grows:
                 return path
             fewer = regions[:-1] if len(set(map(id, stack.sure))) == 1 else _regions(stack, q, hops - 1)
             sets = tuple(region.runs(stack.n) for region in fewer)
     except BudgetExceeded:
         return None
     down = tuple(stack.layer(index) for index in reversed(range(hops - 1)))
-    return Joint((path, Chain(stack.n, q, sets, down, k)))
+    return Joint((path, Chain(stack.n, q, sets, down, k, stack.residual)))
 
 
 def _regions(stack: _Stack, q: int, layers: int) -> list[Positions]:
@@ -336,17 +372,7 @@ def _path(stack: _Stack, regions: Sequence[Positions], k: int) -> Path:
         assert at is not None
         positions.append(at)
     layers = tuple(stack.layer(index) for index in reversed(range(len(positions) - 1)))
-    return Path(stack.n, layers, tuple(reversed(positions)))
-
-
-def _check(n: int | None, start_layer: int, *positions: int) -> None:
-    if n is not None and not 1 <= n <= MAX_N:
-        raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, or None for all of them, got {n!r}")
-    if start_layer < 0:
-        raise ValueError(f"start_layer must be at least 0, the bottom layer, got {start_layer}")
-    for position in positions:
-        if not 0 <= position < (MAX_N if n is None else n):
-            raise ValueError(f"{position} is not a position{'' if n is None else f' of a sequence of n = {n:,}'}")
+    return Path(stack.n, layers, tuple(reversed(positions)), stack.residual)
 
 
 def _words(target: Target, pairs: Relation) -> str:

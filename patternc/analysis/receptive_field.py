@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 
 from patternc.analysis.certificate import Runs
 from patternc.analysis.held import diagonal
-from patternc.analysis.numeric import numeric_distances, numeric_field
-from patternc.analysis.steps import Mode, steps
+from patternc.analysis.steps import Mode, at_length, steps
+from patternc.analysis.tracing import numeric_distances, numeric_field
+from patternc.dense import true_runs
 from patternc.pattern import MAX_N, Pattern
 from patternc.random_edges import candidates
 from patternc.relation import Positions, Relation
@@ -18,44 +20,71 @@ MAX_ROWS = 1 << 22
 _ROWS = 1 << 18  # rows counted at a time
 
 
-def receptive_field(pattern: Pattern, layers: int, q: int, n: int, *, mode: Mode = "may") -> Runs:
-    """The positions that query q of the top layer reads through so many layers, itself included, as ascending runs.
+def receptive_field(
+    pattern: Pattern,
+    layers: int,
+    q: int,
+    n: int,
+    *,
+    residual: bool = True,
+    mode: Mode = "may",
+    start_layer: int = 0,
+    **inputs: Any,
+) -> Runs:
+    """The positions that query q of the top layer reads through so many layers, as ascending runs.
 
-    That is {k : (q, k) in M_layers}, the layers counted from layer 0 at the bottom.
+    That is {k : (q, k) in M_layers}, the layers counted from the starting layer at the bottom. The options are those of
+    `reach.hop_diameter`.
 
     Raises:
-        ValueError: q, n or layers is out of range.
+        ValueError: q, n or layers is out of range, or an input has the wrong shape or an unknown name.
         Unaffordable: which keys are read is not decided by a relation (`random`, and in mode "must" `topk`), and finding out
             takes too long or too much memory.
         BudgetExceeded: the exact set computation is over its budget.
     """
-    _check(layers, n, q)
-    period = _relations(pattern, n, mode)
+    _check(layers, n, q, start_layer)
+    period = None if inputs else _relations(pattern, n, mode, residual, start_layer)
     if period is None:
-        return _runs(numeric_field(pattern, layers, q, n, mode=mode))
+        options = {"mode": mode, "residual": residual, "start_layer": start_layer, **inputs}
+        return true_runs(numeric_field(pattern, layers, q, n, **options))
     field = Positions.of([(q, q, 1)])
     for index in reversed(range(layers)):
         field = period[index % len(period)].image(field)
     return field.runs(n)
 
 
-def field_sizes(pattern: Pattern, layers: int, n: int, q: int | None = None, *, mode: Mode = "may") -> tuple[int, ...]:
+def field_sizes(
+    pattern: Pattern,
+    layers: int,
+    n: int,
+    q: int | None = None,
+    *,
+    residual: bool = True,
+    mode: Mode = "may",
+    start_layer: int = 0,
+    **inputs: Any,
+) -> tuple[int, ...]:
     """How many positions are read through 0, 1, ..., ``layers`` layers: by query q, or at most by any query.
+
+    The options are those of `receptive_field`.
 
     Raises:
         ValueError: as for `receptive_field`, or n is too large to look at every query.
         BudgetExceeded: the exact set computation is over its budget.
     """
-    _check(layers, n, q)
-    period = _relations(pattern, n, mode)
+    _check(layers, n, q, start_layer)
+    options = {"residual": residual, "mode": mode, "start_layer": start_layer, **inputs}
+    period = None if inputs else _relations(pattern, n, mode, residual, start_layer)
     if period is None:
         if q is None:
             raise ValueError("which keys are read is not described by a relation: name one query with q=")
-        hops = numeric_distances(pattern, q, n, mode=mode)
+        if not residual:
+            return tuple(int(numeric_field(pattern, depth, q, n, **options).sum()) for depth in range(layers + 1))
+        hops = numeric_distances(pattern, q, n, **options)
         return tuple(int(((hops >= 0) & (hops <= depth)).sum()) for depth in range(layers + 1))
     if q is not None:
         if len(set(map(id, period))) > 1:  # the top layer, where the way starts, differs from depth to depth
-            return tuple(_size(receptive_field(pattern, depth, q, n, mode=mode)) for depth in range(layers + 1))
+            return tuple(_size(receptive_field(pattern, depth, q, n, **options)) for depth in range(layers + 1))
         field = Positions.of([(q, q, 1)])
         sizes = [1]
         for _ in range(layers):
@@ -67,33 +96,29 @@ def field_sizes(pattern: Pattern, layers: int, n: int, q: int | None = None, *, 
     reach, sizes = diagonal().at(n), [1]
     for index in range(layers):
         after = period[index % len(period)].then(reach)
-        grown = not after.is_subset(reach)
+        changed = not after.equals(reach)
         reach = after
-        sizes.append(_widest(reach, n) if grown else sizes[-1])
+        sizes.append(_widest(reach, n) if changed else sizes[-1])
     return tuple(sizes)
 
 
-def _relations(pattern: Pattern, n: int, mode: Mode) -> list[Relation] | None:
+def _relations(pattern: Pattern, n: int, mode: Mode, residual: bool, start: int) -> list[Relation] | None:
     """What each layer holds; None if that is not a relation alone."""
-    period = steps(pattern, mode)
+    period = steps(pattern, mode, residual, start)
     if not all(step.is_affine for step in period):
         return None
-    known: dict[int, Relation] = {}
-    return [known[id(s)] if id(s) in known else known.setdefault(id(s), s.relation.at(n)) for s in period]
+    return at_length((step.relation for step in period), n)
 
 
-def _check(layers: int, n: int, q: int | None) -> None:
+def _check(layers: int, n: int, q: int | None, start_layer: int) -> None:
     if not 0 <= layers <= MAX_LAYERS:
         raise ValueError(f"layers is a number from 0 to {MAX_LAYERS:,}, got {layers}")
     if not 1 <= n <= MAX_N:
         raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, got {n}")
     if q is not None and not 0 <= q < n:
         raise ValueError(f"q = {q} is not a position of a sequence of n = {n:,}")
-
-
-def _runs(held: npt.NDArray[np.bool_]) -> Runs:
-    edges = np.flatnonzero(np.diff(held.astype(np.int8), prepend=0, append=0))
-    return tuple((int(first), int(end) - 1, 1) for first, end in edges.reshape(-1, 2))
+    if start_layer < 0:
+        raise ValueError(f"start_layer must be at least 0, the bottom layer, got {start_layer}")
 
 
 def _size(runs: Runs) -> int:

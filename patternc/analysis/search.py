@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patternc.dense import Evaluator
-from patternc.relation import Pair
+from patternc.relation import Pair, everything
 from patternc.terms import Document, Filter, Layout, Meaning, TopK
 
 MAX_N = 2_304
@@ -36,13 +36,16 @@ class Found:
     setting: str
 
 
-def search(meanings: Sequence[Meaning], head: int, test: Test) -> Found | None:
-    """The first of the small runs whose masks pass ``test``. The meanings share their inputs and must not clash."""
-    for n in _sizes(meanings):
-        for setting, inputs in _settings(meanings, n):
-            at = test(*(_mask(meaning, n, head, inputs) for meaning in meanings))
+def search(meanings: Sequence[Meaning], head: int, test: Test, n: int | None = None) -> Found | None:
+    """The first of the small runs, or of those at one n, whose masks pass ``test``.
+
+    The meanings share their inputs and must not clash.
+    """
+    for size in _sizes(meanings) if n is None else (n,):
+        for setting, inputs in _settings(meanings, size):
+            at = test(*(_mask(meaning, size, head, inputs) for meaning in meanings))
             if at is not None:
-                return Found(Pair(n, *at), setting)
+                return Found(Pair(size, *at), setting)
     return None
 
 
@@ -63,7 +66,14 @@ def _sizes(meanings: Sequence[Meaning]) -> list[int]:
     blocks = {use.block for use in (*tables, *choices)}
     crowded = {choice.k * choice.block + 1 for choice in choices if isinstance(choice, TopK)}
     of_blocks = {n for b in blocks if b > 1 for n in (b, b + 1, 2 * b, 3 * b + 1)}
-    return sorted({*SIZES, *(n for n in crowded | of_blocks if n <= MAX_N)})
+    return sorted({*SIZES, *(n for n in crowded | of_blocks | _turns(meanings) if n <= MAX_N)})
+
+
+def _turns(meanings: Sequence[Meaning]) -> set[int]:
+    """The first lengths at which a condition holds a pair, or what is held for sure lacks one."""
+    held = [c.relation for meaning in meanings for term in meaning.terms for c in term.conditions]
+    lacking = [everything() - meaning.static for meaning in meanings]
+    return {pair.n for relation in (*held, *lacking) if (pair := relation.sample()) is not None}
 
 
 def _settings(meanings: Sequence[Meaning], n: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -14,8 +14,9 @@ import numpy as np
 from patternc.analysis.allowance import Allowance, Unaffordable
 from patternc.analysis.bitsets import Bools
 from patternc.analysis.edges import Inputs, check_dense
-from patternc.analysis.numeric import BYTES, SECONDS, connected, numeric_diameter
-from patternc.analysis.steps import Target
+from patternc.analysis.numeric import numeric_diameter
+from patternc.analysis.stack import BYTES, SECONDS
+from patternc.analysis.tracing import connected
 from patternc.analysis.verdict import Verdict, estimated, unknown
 from patternc.pattern import Pattern
 from patternc.terms import TopK
@@ -57,16 +58,16 @@ def estimate(
     *,
     seed: int = 0,
     samples: int = 8,
-    target: Target = None,
-    residual: bool = True,
-    start_layer: int = 0,
     limit_seconds: float = SECONDS,
     limit_bytes: int = BYTES,
-    **inputs: Any,
+    **options: Any,
 ) -> Verdict:
     """The hop diameter for random scores, independent and uniform: the largest of some samples, as an estimated verdict.
 
     Infinite if any sample is. Each sample uses the same scores in every layer.
+
+    Args:
+        options: ``target``, ``residual``, ``start_layer`` and runtime inputs, as for `numeric_diameter`.
 
     Raises:
         ValueError: n, the starting layer or ``samples`` (1 to 1,000) is out of range, or an input has the wrong shape.
@@ -80,13 +81,10 @@ def estimate(
     for _ in range(samples):
         try:
             allowance.check()
-            scores = random_scores(pattern, n, generator, inputs, limit_bytes)
+            scores = random_scores(pattern, n, generator, options, limit_bytes)
         except Unaffordable as error:
             return unknown(claim, f"{error}, after {len(found)} of {samples} samples")
-        verdict = numeric_diameter(
-            pattern, n, target=target, residual=residual, start_layer=start_layer,
-            limit_seconds=allowance.left, limit_bytes=limit_bytes, **{**inputs, **scores},
-        )  # fmt: skip
+        verdict = numeric_diameter(pattern, n, limit_seconds=allowance.left, limit_bytes=limit_bytes, **{**options, **scores})
         if verdict.value is None:
             return unknown(claim, f"{verdict.reason}, after {len(found)} of {samples} samples")
         found.append(verdict.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -49,8 +50,8 @@ class Step:
         return union([self.relation, *(pick.candidates for pick in self.choices)])
 
 
-def steps(pattern: Pattern, mode: Mode = "may", residual: bool = True) -> tuple[Step, ...]:
-    """One step for each layer of the period, bottom first; the heads of a layer are united, as many as the period has.
+def steps(pattern: Pattern, mode: Mode = "may", residual: bool = True, start: int = 0) -> tuple[Step, ...]:
+    """One step for each layer of the period, from layer ``start`` up; its heads are united, as many as the period has.
 
     Mode "may" takes every pair that some runtime input or score allows, "must" only those that all of them do. Layers
     that are alike share one step. With ``residual`` every position also reads itself.
@@ -59,8 +60,16 @@ def steps(pattern: Pattern, mode: Mode = "may", residual: bool = True) -> tuple[
         BudgetExceeded: the exact set computation is over its budget.
     """
     known: dict[Pattern, Step] = {}
-    layers = [pattern.layer(index) for index in range(pattern.layers)]
+    layers = [pattern.layer(start + index) for index in range(pattern.layers)]
     return tuple(known[layer] if layer in known else known.setdefault(layer, _step(layer, mode, residual)) for layer in layers)
+
+
+def at_length(relations: Iterable[Relation], n: int | None) -> list[Relation]:
+    """The relations at one n, or as they are where n is None; those that are one object stay one."""
+    if n is None:
+        return list(relations)
+    known: dict[int, Relation] = {}
+    return [known[id(r)] if id(r) in known else known.setdefault(id(r), r.at(n)) for r in relations]
 
 
 def target_pairs(pattern: Pattern, target: Target = None) -> Relation:

@@ -34,7 +34,7 @@ class Criterion:
 
     Attributes:
         name: the paper, in short.
-        source: the paper, and the place in it.
+        source: the paper.
         verdict: proved if all parts are, refuted if one is (``witness`` is then that part's).
         parts: the conditions that it consists of.
     """
@@ -64,7 +64,7 @@ def yun(pattern: Pattern, n: int | None = None) -> Criterion:
     """The premise under which sparse transformers are universal approximators of sequence-to-sequence functions.
 
     Yun, Chang, Bhojanapalli, Rawat, Reddi and Kumar, "O(n) Connections are Expressive Enough: Universal Approximability of
-    Sparse Transformers" (NeurIPS 2020), assumption 1, for the patterns A^1 to A^p of a period of p layers:
+    Sparse Transformers" (NeurIPS 2020), its three conditions on the patterns A^1 to A^p of a period of p layers:
 
     1. k is in A^l_k for every position k and layer l: every position attends to itself;
     2. some order of the positions is a path in the union of A^1 to A^p: a Hamiltonian path;
@@ -73,27 +73,27 @@ def yun(pattern: Pattern, n: int | None = None) -> Criterion:
     No causal pattern meets the third: the theorem is about encoders.
     """
     parts = (reads_itself(pattern, n), hamiltonian_path(pattern, n), reaches_all(pattern, n))
-    source = "Yun et al., O(n) Connections are Expressive Enough, NeurIPS 2020, assumption 1"
-    return _criterion("Yun et al. 2020", source, "the three conditions of assumption 1 hold", parts)
+    source = "Yun et al., O(n) Connections are Expressive Enough, NeurIPS 2020"
+    return _criterion("Yun et al. 2020", source, "the three conditions hold", parts)
 
 
 def big_bird(pattern: Pattern, n: int | None = None) -> Criterion:
     """The premise under which BigBird is a universal approximator: the graph of every layer contains a star.
 
-    Zaheer et al., "Big Bird: Transformers for Longer Sequences" (NeurIPS 2020), section 3, definition 1 and theorem 1: a
-    center that attends to all positions, and other positions that each attend to the center and to themselves.
+    Zaheer et al., "Big Bird: Transformers for Longer Sequences" (NeurIPS 2020): a center that attends to all positions, and
+    other positions that each attend to the center and to themselves.
     """
     parts = (reads_itself(pattern, n), hub(pattern, n))
-    source = "Zaheer et al., Big Bird, NeurIPS 2020, section 3, definition 1 and theorem 1"
+    source = "Zaheer et al., Big Bird, NeurIPS 2020"
     return _criterion("BigBird 2020", source, "every layer contains a star", parts)
 
 
 def sparse_transformer(pattern: Pattern, n: int | None = None, *, hops: int = 2) -> Criterion:
     """The rule by which the Sparse Transformer's factorised patterns were designed, for p = ``hops``.
 
-    Child, Gray, Radford and Sutskever, "Generating Long Sequences with Sparse Transformers" (2019), section 4.2: for every
-    j <= i, position i can attend to j by a path of at most p + 1 locations. Such a path has p steps: the claim is that the
-    lowest p layers, with residual streams, connect every query with every key before it.
+    Child, Gray, Radford and Sutskever, "Generating Long Sequences with Sparse Transformers" (2019): for every j <= i,
+    position i can attend to j by a path of at most p + 1 locations. Such a path has p steps: the claim is that the lowest p
+    layers, with residual streams, connect every query with every key before it.
 
     Raises:
         ValueError: hops is below 1.
@@ -102,7 +102,7 @@ def sparse_transformer(pattern: Pattern, n: int | None = None, *, hops: int = 2)
         raise ValueError(f"hops must be at least 1, got {hops}")
     claim = f"every query reads every key before it through at most {hops} layers"
     part = _through(pattern, n, hops, claim)
-    source = "Child et al., Generating Long Sequences with Sparse Transformers, 2019, section 4.2"
+    source = "Child et al., Generating Long Sequences with Sparse Transformers, 2019"
     return _criterion("Sparse Transformer 2019", source, claim, (part,))
 
 
@@ -173,21 +173,21 @@ def _isolated(possible: Relation, n: int | None) -> Verdict | None:
 def _by_diameter(pattern: Pattern, n: int | None) -> Verdict:
     """As `reaches_all`, by the number of layers that it takes."""
     least = hop_diameter(pattern, n, target=everything(), mode="must")
-    if _highest(least) < math.inf:
+    if least.bounds[1] < math.inf:
         return proved(ALL, least.reason, value=least.value, certificate=least.certificate)
     length = n if n is not None or least.witness is None else least.witness.n
     most = hop_diameter(pattern, length, target=everything())
-    if length is not None and _lowest(most) == math.inf:
+    if length is not None and most.bounds[0] == math.inf:
         return Verdict("refuted", ALL, most.reason, most.witness, certificate=most.certificate)
     return unknown(ALL, "nothing that was tried connects all positions or keeps some apart")
 
 
 def _through(pattern: Pattern, n: int | None, hops: int, claim: str) -> Verdict:
     least = hop_diameter(pattern, n, target=causal_pairs(), mode="must")
-    if _highest(least) <= hops:
+    if least.bounds[1] <= hops:
         return proved(claim, least.reason, value=least.value, certificate=least.certificate)
     most = hop_diameter(pattern, n, target=causal_pairs()) if pattern.inputs else least
-    if _lowest(most) > hops:
+    if most.bounds[0] > hops:
         return Verdict("refuted", claim, most.reason, most.witness, value=most.value, certificate=most.certificate)
     found = small_run(pattern, lambda layers: _beyond(layers, hops), n)
     if found is not None:
@@ -205,19 +205,6 @@ def _beyond(layers: Layers, hops: int) -> tuple[int, int] | None:
     for layer in range(min(hops, len(layers[0]) * len(layers))):
         reach = (layers[layer % len(layers)] | itself) @ reach
     return first(np.tril(~reach))
-
-
-def _lowest(found: Verdict) -> float:
-    """What a hop diameter is not below."""
-    exact = found.status in ("proved", "refuted") and found.value is not None
-    return (found.value if exact else found.lower) or 0
-
-
-def _highest(found: Verdict) -> float:
-    """What a hop diameter is not above."""
-    exact = found.status in ("proved", "refuted") and found.value is not None
-    known = found.value if exact else found.upper
-    return math.inf if known is None else known
 
 
 def _unreached(layers: Layers) -> tuple[int, int] | None:

@@ -44,6 +44,15 @@ class Verdict:
     def __bool__(self) -> bool:
         return self.status == "proved"
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Two numbers between which the one asked for surely lies; an estimate says nothing for sure."""
+        if self.status == "estimated":
+            return 0, math.inf
+        if self.status in ("proved", "refuted") and self.value is not None:
+            return self.value, self.value
+        return self.lower or 0, math.inf if self.upper is None else self.upper
+
     def __str__(self) -> str:
         place = f" ({self.where})" if self.where else ""
         return f"{self.status}: {self.claim}{place}: {self.reason}"

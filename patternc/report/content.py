@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from patternc.analysis.degrees import Degrees, degrees
-from patternc.analysis.members import Member, members, spans
+from patternc.analysis.members import Member, distinct_layers, members
 from patternc.analysis.receptive_field import field_sizes
 from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded, budget
@@ -135,9 +135,7 @@ def content(pattern: Pattern, *, n: int = 4096, drawn: int | None = None, head_d
         ValueError: ``drawn`` is too large, or too many layers differ to be drawn.
     """
     drawn = min(max(natural_length(pattern), _SMALL), _LARGE) if drawn is None else drawn
-    alike: dict[Pattern, list[int]] = {}
-    for i in range(pattern.layers):
-        alike.setdefault(pattern.layer(i), []).append(i)
+    alike = distinct_layers(pattern)
     if len(alike) > _DISTINCT:
         raise ValueError(f"a report shows at most {_DISTINCT} different layers, and there are {len(alike):,}; choose one")
     layers = layered(pattern, drawn)  # refuses what cannot be drawn before anything else takes time
@@ -149,12 +147,8 @@ def content(pattern: Pattern, *, n: int = 4096, drawn: int | None = None, head_d
         known(pattern, (drawn, n)),
         tuple(members(pattern)),
         layers,
-        tuple((_where(of, pattern.layers) if len(alike) > 1 else "", _plan(one)) for one, of in alike.items()),
+        tuple((where, _plan(one)) for one, where in alike),
     )
-
-
-def _where(layers: list[int], period: int) -> str:
-    return f"layer{'s' if len(layers) > 1 else ''} {spans(layers)} of every {period}"
 
 
 def _plan(layer: Pattern) -> str:

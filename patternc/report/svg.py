@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 import numpy.typing as npt
 
+from patternc.dense import true_runs
 from patternc.pattern import Pattern
 from patternc.report.picture import Drawing
 from patternc.report.reached import drawing
@@ -129,19 +130,13 @@ def merged(mask: npt.NDArray[np.bool_]) -> tuple[Rect, ...]:
     open_runs: dict[tuple[int, int], int] = {}
     found: list[Rect] = []
     for y in range(len(mask) + 1):
-        present = set(runs(mask[y])) if y < len(mask) else set()
+        present = {(first, last + 1) for first, last, _ in true_runs(mask[y])} if y < len(mask) else set()
         for run in [run for run in open_runs if run not in present]:
             top = open_runs.pop(run)
             found.append(Rect(run[0], top, run[1] - run[0], y - top))
         for run in present:
             open_runs.setdefault(run, y)
     return tuple(sorted(found, key=lambda r: (r.y, r.x)))
-
-
-def runs(row: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """The runs of true cells of a row: where each starts, and where it has ended."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(np.int8)))
-    return ((int(first), int(end)) for first, end in edges.reshape(-1, 2))
 
 
 def _group(layer: _Layer, colours: tuple[str, ...]) -> str:

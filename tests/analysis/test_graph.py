@@ -146,3 +146,8 @@ def test_networkx_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for ask in (lambda: pc.parse("causal").graph(4), lambda: pc.parse("causal").block_graph(4, 2)):
         with pytest.raises(ImportError, match=r"pip install 'patternc\[graph\]'"):
             ask()
+
+
+def test_an_empty_pattern_at_a_length_too_large_to_walk() -> None:
+    with pytest.raises(ValueError, match="too much to count"):
+        pc.parse("none").block_graph(10**9, 10**8)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,14 +14,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from patternc import parse
-from patternc.analysis import numeric
+from patternc.analysis import numeric, quotient
 from patternc.analysis.allowance import Allowance, Unaffordable
 from patternc.analysis.bitsets import Reader, Runs, column, singletons
-from patternc.analysis.certificate import ClosedSet, Path
+from patternc.analysis.certificate import Chain, ClosedSet, Joint, Path
 from patternc.analysis.edges import layers_at, mask_of, mask_runs
-from patternc.analysis.numeric import numeric_diameter, numeric_distances, numeric_field, numeric_path
-from patternc.analysis.quotient import Quotient
+from patternc.analysis.numeric import numeric_diameter
+from patternc.analysis.quotient import Quotient, powers_for
 from patternc.analysis.targets import Targets
+from patternc.analysis.tracing import numeric_distances, numeric_field, numeric_path
 from patternc.analysis.verdict import Verdict
 from patternc.analysis.verify import verify
 from patternc.diagnostics import PatternError
@@ -227,8 +229,8 @@ def test_keys_of_blocks_that_are_not_settled_are_run(text: str, monkeypatch: pyt
     monkeypatch.setattr(numeric, "_SMALL", 0)
     monkeypatch.setattr(numeric, "MOST_BLOCKS", (450,))
     monkeypatch.setattr(numeric._Search, "_first_probes", lambda search: np.array([n // 2]))
-    keys_of = numeric._keys_of
-    monkeypatch.setattr(numeric, "_keys_of", lambda blocks, size, n, most=None: keys_of(blocks, size, n, most and 1))
+    keys_of = quotient.keys_of
+    monkeypatch.setattr(numeric, "keys_of", lambda blocks, size, n, most=None: keys_of(blocks, size, n, most and 1))
     assert value(numeric_diameter(p, n)) == every
 
 
@@ -240,7 +242,7 @@ def test_no_key_needs_more_than_its_block(text: str, n: int, size: int, w: int, 
     masks = masks_or_skip(p, n, **inputs)
     layers = layers_at(p, n, "may", inputs, allowance)
     target = np.tri(n, dtype=bool) if causal else np.ones((n, n), bool)
-    chosen = numeric._powers(layers, n, max(1, n // size))[0] if powers else ()
+    chosen = powers_for(layers, n, max(1, n // size))[0] if powers else ()
     blocks = np.arange(-(-n // size))
     depths = Quotient(layers, Targets(n, causal), size, chosen, allowance).depths(blocks, 10 * n)
     products = np.stack(stacked(masks, n * len(masks)))
@@ -254,7 +256,7 @@ def test_blocks_settle_what_they_can() -> None:
     n, allowance = 4_000, Allowance(20, 1 << 28)
     p = parse("causal & (window(16) | random(3))")
     layers = layers_at(p, n, "may", {}, allowance)
-    powers, size = numeric._powers(layers, n, 256)
+    powers, size = powers_for(layers, n, 256)
     assert size >= 16
     assert powers
     depths = Quotient(layers, Targets(n, True), size, powers, allowance).depths(np.arange(-(-n // size)), n)
@@ -349,6 +351,14 @@ def test_what_is_too_long_is_bounded_and_what_is_too_large_unknown() -> None:
         numeric_distances(p, 0, 2**31 - 1)
 
 
+def test_lengths_that_no_array_fits_are_refused_at_once() -> None:
+    begun = time.monotonic()
+    for n in (10**8, 10**9, 2**31 - 1):
+        verdict = numeric_diameter(parse("causal & document(ids) & topk(s, 2)"), n, mode="must")
+        assert (verdict.status, verdict.reason) == ("unknown", "it needs more than 1,024 MiB")
+    assert time.monotonic() - begun < 2
+
+
 def test_an_infinite_diameter_has_a_closed_set() -> None:
     for text in ("random(2)", "causal & random(3)", "causal & window(9, dilation=2)", "chunk(7)", "window(left=0, right=3)"):
         p = parse(text)
@@ -358,13 +368,33 @@ def test_an_infinite_diameter_has_a_closed_set() -> None:
         assert verify(p, verdict) == []
 
 
-def test_a_finite_diameter_has_a_path() -> None:
+def test_a_finite_diameter_has_a_path_and_a_chain() -> None:
     p = parse("layers(2 * (causal & window(9)) + (causal & random(3)))")
     verdict = numeric_diameter(p, 700, start_layer=1)
     assert verdict
-    assert isinstance(verdict.certificate, Path)
+    assert isinstance(verdict.certificate, Joint)
+    path, chain = verdict.certificate.parts
+    assert isinstance(path, Path)
+    assert isinstance(chain, Chain)
+    assert len(path.layers) == verdict.value == len(chain.layers) + 1
+    assert (path.positions[0], path.positions[-1]) == (chain.start, chain.k) == (verdict.witness.q, verdict.witness.k)
     assert verify(p, verdict) == []
-    assert len(verdict.certificate.layers) == verdict.value
+    for wrong in (verdict.value - 1, verdict.value + 1):
+        assert verify(p, replace(verdict, value=wrong)) != []
+    first, *others = chain.sets
+    fewer = replace(chain, sets=(first, *(runs[1:] for runs in others)))
+    assert verify(p, replace(verdict, certificate=Joint((path, fewer)))) != []
+
+
+def test_runtime_inputs_leave_no_chain_to_check() -> None:
+    p, n = parse("causal & (window(3) | random(1) & document(ids))"), 60
+    assert isinstance(numeric_diameter(p, n).certificate, Path)
+    assert numeric_diameter(p, n, ids=np.zeros(n, int)).certificate is None
+
+
+def test_walks_of_exact_length_have_no_certificate() -> None:
+    verdict = numeric_diameter(parse("where((q - k) % 2 == 1)"), 6, target="where((q - k) % 2 == 0)", residual=False)
+    assert (verdict.value, verdict.certificate) == (2, None)
 
 
 @pytest.mark.parametrize(
@@ -378,6 +408,8 @@ def test_bad_numbers(wrong: dict[str, int]) -> None:
 
 def test_bad_calls() -> None:
     p = parse("causal & document(ids) & layout(t, 4)")
+    with pytest.raises(ValueError, match="no option and no runtime input 'start'"):
+        numeric_diameter(p, 9, start=1)
     with pytest.raises(ValueError, match="9 is not a position"):
         numeric_distances(p, 9, 9)
     with pytest.raises(ValueError, match="layers must be"):

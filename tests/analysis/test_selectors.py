@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from patternc import parse
 from patternc.analysis.allowance import Unaffordable
-from patternc.analysis.numeric import numeric_diameter, numeric_distances, numeric_field, numeric_path
+from patternc.analysis.numeric import numeric_diameter
 from patternc.analysis.selectors import estimate, may, must, random_scores, sampled
+from patternc.analysis.tracing import numeric_distances, numeric_field, numeric_path
 from patternc.diagnostics import PatternError
 from patternc.pattern import Pattern
 from patternc.testing import patterns, random_inputs
