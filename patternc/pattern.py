@@ -94,7 +94,13 @@ class Pattern:
         return Pattern(select(self.expression, {"layers": index}), self.name)
 
     def head(self, index: int) -> Pattern:
-        """The pattern of one query head."""
+        """The pattern of one query head.
+
+        Raises:
+            ValueError: a negative index.
+        """
+        if index < 0:
+            raise ValueError(f"head must be at least 0, got {index}")
         return Pattern(select(self.expression, {"heads": index}), self.name)
 
     def meaning(self, *, head: int = 0, layer: int | None = None) -> Meaning:
@@ -102,7 +108,11 @@ class Pattern:
 
         Raises:
             PatternError: the layers differ and ``layer`` is not given.
+            ValueError: a negative head or layer.
         """
+        for word, index in (("layer", layer or 0), ("head", head)):
+            if index < 0:
+                raise ValueError(f"{word} must be at least 0, got {index}")
         if layer is None and self.layers > 1:
             message = f"the layers differ (they repeat after {self.layers}), and no layer was chosen"
             raise PatternError("which-layer", message, None, "take one with pattern.layer(0), or pass layer=0")
@@ -122,7 +132,7 @@ class Pattern:
         Raises:
             ValueError: n < 1, n over 32,768, or a runtime input is missing or of the wrong shape.
         """
-        _check_n(n)
+        check_length(n)
         check_dense(n)
         evaluator = Evaluator(self.meaning(head=head, layer=layer), n, head, inputs)
         k = np.arange(n)[None, :]
@@ -130,7 +140,7 @@ class Pattern:
 
     def row(self, q: int, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> list[tuple[int, int, int]]:
         """The keys of one query as ascending runs (first, last, step); the other rows are not touched."""
-        _check_n(n)
+        check_length(n)
         if not 0 <= q < n:
             raise ValueError(f"q = {q} is not a position of a sequence of n = {n}")
         one = self.meaning(head=head, layer=layer)
@@ -145,7 +155,7 @@ class Pattern:
 
     def nnz(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> int:
         """The exact number of pairs of one head at n, each counted once."""
-        _check_n(n)
+        check_length(n)
         return Evaluator(self.meaning(head=head, layer=layer), n, head, inputs).count()
 
     def is_subset(self, other: Pattern | str) -> Inclusion:
@@ -268,7 +278,7 @@ class Pattern:
         """How many keys each query of one head reads at n, and how many queries read each key, with their distributions."""
         from patternc.analysis.degrees import degrees
 
-        _check_n(n)
+        check_length(n)
         return degrees(self, n, head, layer=layer, **inputs)
 
     def spectral_gap(self, n: int, *, steps: int = 100, seed: int = 0, **options: Any) -> Verdict:
@@ -278,21 +288,21 @@ class Pattern:
         """
         from patternc.analysis.spectrum import spectral_gap
 
-        _check_n(n)
+        check_length(n)
         return spectral_gap(self, n, steps=steps, seed=seed, **options)
 
     def graph(self, n: int, head: int | None = None, *, layer: int | None = None, **inputs: Any) -> Graph:
         """The pairs of one layer at a small n as a networkx graph, with the terms and heads that hold each."""
         from patternc.analysis.graph import graph
 
-        _check_n(n)
+        check_length(n)
         return graph(self, n, head, layer=layer, **inputs)
 
     def block_graph(self, n: int, block: int, head: int | None = None, *, layer: int | None = None, **inputs: Any) -> Graph:
         """The graph of one layer at n between blocks of positions, ready to draw: each edge with how many pairs it holds."""
         from patternc.analysis.graph import block_graph
 
-        _check_n(n)
+        check_length(n)
         return block_graph(self, n, block, head, layer=layer, **inputs)
 
 
@@ -331,7 +341,8 @@ def _meaning(expression: Expression) -> Meaning:
     return meaning(expression)
 
 
-def _check_n(n: int) -> None:
+def check_length(n: int) -> None:
+    """Raises: ValueError: n is not a sequence length."""
     if not isinstance(n, int) or n < 1 or n > MAX_N:
         raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, got {n!r}")
 

@@ -9,10 +9,11 @@ from typing import TypeAlias
 
 import numpy as np
 
+from patternc.analysis.arguments import check_arguments
 from patternc.analysis.search import SIZES, Found, Mask, search
 from patternc.analysis.steps import Step, steps
 from patternc.dense import Evaluator
-from patternc.pattern import MAX_N, MAX_WALK, Pattern
+from patternc.pattern import MAX_WALK, Pattern
 from patternc.relation import BudgetExceeded, Pair, Relation, everything
 from patternc.terms import Random
 
@@ -40,8 +41,7 @@ def period(pattern: Pattern, n: int | None = None, *, residual: bool) -> Period:
         BudgetExceeded: the exact set computation is over its budget.
         ValueError: n is not a sequence length.
     """
-    if n is not None and not 1 <= n <= MAX_N:
-        raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, or None for all of them, got {n!r}")
+    check_arguments(n)
     must, may = (_distinct(steps(pattern, mode, residual)) for mode in ("must", "may"))
     return Period(
         tuple(at(step.relation, n) for step in must),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from patternc.analysis.arguments import check_arguments
 from patternc.analysis.certificate import Certificate, Chain, Claim, ClosedSet, Joint, Missing, Path, Powers
 from patternc.analysis.doubling import Cover, Power, cover, walk
 from patternc.analysis.held import causal_pairs, diagonal
@@ -20,7 +21,7 @@ from patternc.analysis.numeric import numeric_diameter
 from patternc.analysis.stack import SECONDS
 from patternc.analysis.steps import Mode, Step, Target, at_length, steps, target_pairs
 from patternc.analysis.verdict import Verdict, bounded, proved, refuted, unknown
-from patternc.pattern import MAX_N, Pattern
+from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded, Pair, Positions, Relation, budget, everything
 from patternc.scalar import K, Q, conjunction, op, text
 
@@ -46,10 +47,7 @@ class _Stack:
     """For the engine that runs the graph: how long it may take, and runtime inputs."""
 
     def __post_init__(self) -> None:
-        if self.n is not None and not 1 <= self.n <= MAX_N:
-            raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, or None for all of them, got {self.n!r}")
-        if self.start < 0:
-            raise ValueError(f"start_layer must be at least 0, the bottom layer, got {self.start}")
+        check_arguments(self.n, mode=self.mode, start_layer=self.start)
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -154,9 +152,7 @@ def distance(
         ValueError: n, q, k or the starting layer is out of range, or an input has the wrong shape or an unknown name.
     """
     stack = _Stack(pattern, n, mode, residual, start_layer, {"limit_seconds": limit_seconds, **inputs})
-    for position in (q, k):
-        if not 0 <= position < (MAX_N if n is None else n):
-            raise ValueError(f"{position} is not a position{'' if n is None else f' of a sequence of n = {n:,}'}")
+    check_arguments(n, q, k)
     claim = f"query {q} reaches key {k}{_at(n)}{_given(pattern, mode)}"
     pair = Relation.where(conjunction((op("==", Q, q), op("==", K, k))))
     if inputs:
@@ -185,8 +181,7 @@ def reachable(
     Raises:
         ValueError: as for `distance`, or layers is negative.
     """
-    if layers < 0:
-        raise ValueError(f"layers must be at least 0, got {layers}")
+    check_arguments(n, layers=layers)
     if "residual" in options:
         raise ValueError("reachable follows residual streams; receptive_field(..., residual=False) follows walks without")
     found = distance(pattern, q, k, n, mode=mode, **options)

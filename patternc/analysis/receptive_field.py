@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from patternc.analysis.arguments import check_arguments
 from patternc.analysis.certificate import Runs
 from patternc.analysis.held import diagonal
 from patternc.analysis.steps import Mode, at_length, steps
 from patternc.analysis.tracing import numeric_distances, numeric_field
 from patternc.dense import true_runs
-from patternc.pattern import MAX_N, Pattern
+from patternc.pattern import Pattern
 from patternc.random_edges import candidates
 from patternc.relation import Positions, Relation
 
@@ -42,7 +43,7 @@ def receptive_field(
             takes too long or too much memory.
         BudgetExceeded: the exact set computation is over its budget.
     """
-    _check(layers, n, q, start_layer)
+    check_arguments(n, q, mode=mode, start_layer=start_layer, layers=layers, most=MAX_LAYERS)
     period = None if inputs else _relations(pattern, n, mode, residual, start_layer)
     if period is None:
         options = {"mode": mode, "residual": residual, "start_layer": start_layer, **inputs}
@@ -72,7 +73,7 @@ def field_sizes(
         ValueError: as for `receptive_field`, or n is too large to look at every query.
         BudgetExceeded: the exact set computation is over its budget.
     """
-    _check(layers, n, q, start_layer)
+    check_arguments(n, q or 0, mode=mode, start_layer=start_layer, layers=layers, most=MAX_LAYERS)
     options = {"residual": residual, "mode": mode, "start_layer": start_layer, **inputs}
     period = None if inputs else _relations(pattern, n, mode, residual, start_layer)
     if period is None:
@@ -108,17 +109,6 @@ def _relations(pattern: Pattern, n: int, mode: Mode, residual: bool, start: int)
     if not all(step.is_affine for step in period):
         return None
     return at_length((step.relation for step in period), n)
-
-
-def _check(layers: int, n: int, q: int | None, start_layer: int) -> None:
-    if not 0 <= layers <= MAX_LAYERS:
-        raise ValueError(f"layers is a number from 0 to {MAX_LAYERS:,}, got {layers}")
-    if not 1 <= n <= MAX_N:
-        raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, got {n}")
-    if q is not None and not 0 <= q < n:
-        raise ValueError(f"q = {q} is not a position of a sequence of n = {n:,}")
-    if start_layer < 0:
-        raise ValueError(f"start_layer must be at least 0, the bottom layer, got {start_layer}")
 
 
 def _size(runs: Runs) -> int:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from patternc.analysis.allowance import Allowance, Unaffordable
+from patternc.analysis.arguments import check_arguments
 from patternc.analysis.attractor import forced
 from patternc.analysis.bitsets import Bools, Ints, Reader, Words, singletons
 from patternc.analysis.edges import Inputs, Layer, layers_at
 from patternc.analysis.steps import Mode
 from patternc.language.resolve import walk
 from patternc.language.syntax import Name
-from patternc.pattern import MAX_N, Pattern
+from patternc.pattern import Pattern
 
 SECONDS = 20.0
 BYTES = 1 << 30
@@ -67,10 +68,7 @@ class Stack:
             Unaffordable: it takes longer or needs more memory than allowed.
             BudgetExceeded: the exact set computation is over its budget.
         """
-        if not 1 <= n <= MAX_N:
-            raise ValueError(f"n is a sequence length from 1 to {MAX_N:,}, got {n!r}")
-        if start_layer < 0:
-            raise ValueError(f"start_layer must be at least 0, the bottom layer, got {start_layer}")
+        check_arguments(n, mode=mode, start_layer=start_layer)
         for name in inputs.keys() - {*_names(pattern), *(_names(target) if target else ())}:
             raise ValueError(f"there is no option and no runtime input '{name}'; the inputs are {list(pattern.inputs)}")
         allowance = Allowance(limit_seconds, limit_bytes)
@@ -104,12 +102,6 @@ class Stack:
     def number(self, index: int) -> int:
         """Its number in the pattern."""
         return (self.start + index) % len(self.layers)
-
-    def check(self, *positions: int) -> None:
-        """Raises: ValueError: one of them is not a position."""
-        for position in positions:
-            if not 0 <= position < self.n:
-                raise ValueError(f"{position} is not a position of a sequence of n = {self.n:,}")
 
     def readers(self, index: int, sets: Words, count: int) -> Words:
         """Of each set, the queries that reach it through one layer."""

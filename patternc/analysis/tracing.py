@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patternc.analysis.allowance import Unaffordable
+from patternc.analysis.arguments import check_arguments
 from patternc.analysis.bitsets import Bools, Ints, Words, column, only, some
 from patternc.analysis.certificate import Chain, Path
 from patternc.analysis.edges import check_dense
@@ -29,8 +30,8 @@ def numeric_distances(pattern: Pattern, q: int, n: int, **options: Any) -> Ints:
         Unaffordable: it takes longer or needs more memory than allowed.
         BudgetExceeded: the exact set computation is over its budget.
     """
+    check_arguments(n, q)
     stack = Stack.of(pattern, n, **options)
-    stack.check(q)
     return _distances_by_columns(stack, q) if stack.selects else _distances(stack, q)
 
 
@@ -42,9 +43,8 @@ def numeric_field(pattern: Pattern, layers: int, q: int, n: int, **options: Any)
         Unaffordable: it takes longer or needs more memory than allowed.
         BudgetExceeded: the exact set computation is over its budget.
     """
-    _check_layers(layers)
+    check_arguments(n, q, layers=layers)
     stack = Stack.of(pattern, n, **options)
-    stack.check(q)
     if stack.selects:
         return np.concatenate([some(stack.after(layers, keys)[q], len(keys)) for keys in stack.batches()])
     found = only(q, n)
@@ -61,7 +61,7 @@ def connected(pattern: Pattern, layers: int, n: int, **options: Any) -> Bools:
         Unaffordable: it takes longer or needs more memory than allowed.
         BudgetExceeded: the exact set computation is over its budget.
     """
-    _check_layers(layers)
+    check_arguments(n, layers=layers)
     stack = Stack.of(pattern, n, **options)
     check_dense(n, "all pairs are dense", stack.allowance, 3)
     found = np.zeros((n, n), bool)
@@ -79,8 +79,8 @@ def numeric_path(pattern: Pattern, q: int, k: int, n: int, **options: Any) -> Pa
         Unaffordable: it takes longer or needs more memory than allowed, or no single way is sure (unknown scores decide).
         BudgetExceeded: the exact set computation is over its budget.
     """
+    check_arguments(n, q, k)
     stack = Stack.of(pattern, n, **options)
-    stack.check(q, k)
     if stack.selects:
         raise Unaffordable("scores that are not known decide the way")
     return path(stack, q, k)
@@ -152,8 +152,3 @@ def _distances_by_columns(stack: Stack, q: int) -> Ints:
                 break
             before = sets
     return found
-
-
-def _check_layers(layers: int) -> None:
-    if layers < 0:
-        raise ValueError(f"layers must be at least 0, got {layers}")

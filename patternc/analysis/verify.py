@@ -37,8 +37,13 @@ def verify(pattern: Pattern, checked: Verdict | Certificate, mode: str = "may") 
     In mode "may" the pairs of a layer are those that some runtime inputs and scores allow, in mode "must" those that all do
     (a `Star` is always about the latter). Of a verdict, its number and its witness have to be those of the certificate; that
     its claim is about the certificate's pair or target is for the reader to see.
+
+    Raises:
+        ValueError: there is no such mode.
     """
     complaints: list[str] = []
+    if mode not in ("may", "must"):
+        raise ValueError(f"mode is 'may' or 'must', got {mode!r}")
     certificate = checked.certificate if isinstance(checked, Verdict) else checked
     if certificate is None:
         return ["there is no certificate"]

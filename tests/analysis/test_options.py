@@ -114,6 +114,22 @@ def test_unknown_words_and_numbers_are_refused() -> None:
             ask()
     with pytest.raises(ValueError, match="pass n, its length"):
         PACKED.hop_diameter(ids=[0])
+    for wrong, words in (
+        ({"n": 9.0}, "n is a sequence length from 1 to 2,147,483,647, got 9.0"),
+        ({"q": 1.0}, "1.0 is not a position of a sequence of n = 9"),
+        ({"k": 9}, "9 is not a position"),
+        ({"n": None, "k": 2**31}, "2147483648 is not a position"),
+        ({"layers": 2.5}, "layers must be at least 0, got 2.5"),
+        ({"mode": "can"}, "mode is 'may' or 'must', got 'can'"),
+        ({"start_layer": 0.5}, "start_layer must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            SCHEDULE.reachable(**{"q": 1, "k": 0, "layers": 2, "n": 9, **wrong})
+    for ask in (SCHEDULE.hop_diameter, SCHEDULE.coverage):
+        with pytest.raises(ValueError, match="mode is 'may' or 'must'"):
+            ask(9, mode="can")
+    with pytest.raises(ValueError, match="mode is 'may' or 'must'"):
+        verify(SCHEDULE, SCHEDULE.hop_diameter(9), "can")
     for ask in (
         lambda: SCHEDULE.distance(1, 0, 9, start_layer=-1),
         lambda: SCHEDULE.receptive_field(1, 0, 9, start_layer=-1),

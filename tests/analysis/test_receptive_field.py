@@ -97,7 +97,7 @@ def test_sizes_that_stop_growing_are_kept() -> None:
 def test_bad_calls_are_refused() -> None:
     window = pc.parse("causal & window(4)")
     for call in (lambda: window.receptive_field(-1, 0, 5), lambda: window.receptive_field(1, 5, 5)):
-        with pytest.raises(ValueError, match=r"layers is a number|not a position"):
+        with pytest.raises(ValueError, match=r"layers must be from 0 to 4,096|not a position"):
             call()
     with pytest.raises(ValueError, match="name one with q="):
         window.field_sizes(2, MAX_ROWS + 1)

@@ -147,3 +147,13 @@ def test_inputs_by_head_and_batch() -> None:
 def test_wrong_inputs(text: str, inputs: dict[str, np.ndarray], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         parse(text).mask(5, **inputs)
+
+
+def test_negative_heads_and_layers_are_refused() -> None:
+    pattern = parse("heads(causal + window(3))")
+    for call in (pattern.mask, pattern.nnz, pattern.degrees):
+        for wrong, words in (({"head": -1}, "head must be at least 0"), ({"layer": -1}, "layer must be at least 0")):
+            with pytest.raises(ValueError, match=words):
+                call(4, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="head must be at least 0"):
+        pattern.head(-1)
