@@ -296,7 +296,10 @@ def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
 @click.option("--n", type=LENGTH, default=64, show_default=True, help="Sequence length.")
 @click.option("--tiles", type=LENGTH, help="Draw the borders of tiles of this size, and count them.")
 @click.option(
-    "--reach", type=click.IntRange(0), metavar="L", help="Draw what L layers from --layer up reach, all heads together."
+    "--reach",
+    type=click.IntRange(0),
+    metavar="L",
+    help="Draw what L layers from --layer up reach, all heads together; up to n = 2,048.",
 )
 @_head
 @_layer

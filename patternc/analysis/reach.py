@@ -21,7 +21,7 @@ from patternc.analysis.numeric import numeric_diameter
 from patternc.analysis.stack import SECONDS
 from patternc.analysis.steps import Mode, Step, Target, at_length, steps, target_pairs
 from patternc.analysis.verdict import Verdict, bounded, proved, refuted, unknown
-from patternc.pattern import Pattern
+from patternc.pattern import MAX_N, Pattern
 from patternc.relation import BudgetExceeded, Pair, Positions, Relation, budget, everything
 from patternc.scalar import K, Q, conjunction, op, text
 
@@ -206,7 +206,7 @@ def _decide(stack: _Stack, target: Relation, claim: str) -> Verdict:
         upper = least.hops if least.hops is not None and least.hops < math.inf else None
         return _between(most.lower, upper, claim)
     if stack.n is None:
-        return _growing(stack, most, claim)
+        return _growing(stack, most, target, claim)
     return _between(most.lower, None, claim, OVER_BUDGET)
 
 
@@ -233,8 +233,11 @@ def _never_words(pair: Pair) -> str:
     return f"no number of layers connects {pair}"
 
 
-def _growing(stack: _Stack, most: Cover, claim: str) -> Verdict:
-    """Nothing that was tried serves every n: either some n has no answer, or the number grows, or it is too hard to say."""
+def _growing(stack: _Stack, most: Cover, target: Relation, claim: str) -> Verdict:
+    """Nothing that was tried serves every n: either some n has no answer, or the number grows, or it is too hard to say.
+
+    A number that serves every n serves the largest one, so what that needs is a lower bound.
+    """
     if most.missing is None:
         return unknown(claim, OVER_BUDGET)
     pair = most.missing.sample()
@@ -243,6 +246,13 @@ def _growing(stack: _Stack, most: Cover, claim: str) -> Verdict:
     alone = there.cover(there.possible, most.missing.at(pair.n))
     if alone.hops == math.inf:
         return _never(alone, claim)
+    longest = replace(stack, n=MAX_N)
+    last = longest.cover(longest.possible, longest.at(target))
+    if last.hops == math.inf:
+        return _never(last, claim)
+    if last.lower > most.lower and last.missing is not None:
+        most, pair = last, last.missing.sample()
+        assert pair is not None
     tried = most.lower - 1
     reason = f"{tried:,} layers are not enough for {pair}: the number may grow with n, so ask for one n"
     return replace(unknown(claim, reason), lower=most.lower, witness=pair)

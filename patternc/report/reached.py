@@ -54,7 +54,8 @@ def layered(pattern: Pattern, n: int, first: int = 0) -> Layered:
         ValueError: n is over `MAX_EXACT`, or there are too many layers and heads for this n.
     """
     if n > MAX_EXACT:
-        raise ValueError(f"pictures of reach are computed pair by pair: n = {n:,} is over their limit of {MAX_EXACT:,}")
+        limit = f"n = {n:,} is over their limit of {MAX_EXACT:,}"
+        raise ValueError(f"pictures of reach are computed pair by pair: {limit}; the numbers about it have no such limit")
     order = [pattern.layer(first + i) for i in range(pattern.layers)]
     distinct = {one: one.heads for one in order}
     if sum(distinct.values()) * n * n > _MAX_CELLS:
@@ -137,12 +138,19 @@ class Reached:
         return f"reach within {_layers(self.layers)}{above}"
 
     @cached_property
+    def _distances(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Along pairs that may be read, and along those that always are."""
+        one = layered(self.pattern, self.n, self.first)
+        may = distances(one.may, self.layers).of
+        return may, may if one.is_settled else distances(one.must, self.layers).of
+
+    @cached_property
     def _ends(self) -> tuple[int, ...]:
         """The largest distance of each class: at most as many classes as there are letters."""
-        most = len(PALETTE)
-        if self.layers <= most:
-            return tuple(range(1, self.layers + 1)) or (0,)
-        return tuple(max(i, int(self.layers ** (i / most))) for i in range(1, most + 1))
+        most, farthest = len(PALETTE), max(int(of.max()) for of in self._distances)
+        if farthest <= most:
+            return tuple(range(1, farthest + 1)) or (0,)
+        return tuple(max(i, int(farthest ** (i / most))) for i in range(1, most + 1))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -155,13 +163,8 @@ class Reached:
         return ramp(len(self._ends))
 
     def codes(self) -> npt.NDArray[np.int8]:
-        one = layered(self.pattern, self.n, self.first)
-        must = self._classes(one.must)
-        return must if one.is_settled else np.where(must > 0, must, -self._classes(one.may))
-
-    def _classes(self, steps: Sequence[npt.NDArray[np.bool_]]) -> npt.NDArray[np.int8]:
-        of = distances(steps, self.layers).of
-        return np.where(of < 0, 0, np.searchsorted(self._ends, of) + 1).astype(np.int8)
+        may, must = (np.where(of < 0, 0, np.searchsorted(self._ends, of) + 1).astype(np.int8) for of in self._distances)
+        return np.where(must > 0, must, -may)
 
     def cells(self, rows: int, columns: int) -> Cells:
         return counted(self.codes(), len(self._ends), rows, columns)
