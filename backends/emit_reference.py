@@ -31,8 +31,14 @@ class ReferenceBackend:
             reasons.append(f"{request.length} keys are over {MAX_LENGTH}: its mask is dense")
         return reasons
 
+    def query_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
+
     def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
         return None
+
+    def refused(self, plan: Plan) -> list[str]:  # noqa: ARG002
+        return []
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
         return (TileCost(Tile(128, 128), 1, 1, 1),)

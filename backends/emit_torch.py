@@ -26,8 +26,14 @@ class TorchBackend:
     def unsupported(self, request: Request) -> list[str]:
         return [] if request.dtype in DTYPES else [f"dtype {request.dtype} is not one of {', '.join(DTYPES)}"]
 
+    def query_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
+
     def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
         return None
+
+    def refused(self, plan: Plan) -> list[str]:  # noqa: ARG002
+        return []
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
         # Measured on a CPU: long rows without masks are fastest many at a time; masked parts are cut to size in the kernel.

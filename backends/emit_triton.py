@@ -19,6 +19,18 @@ DTYPES = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM = 256
 
 
+IMPORTS = """\
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+"""
+
+
 class TritonBackend:
     """NVIDIA and AMD GPUs, and CPU tensors in Triton's interpreter."""
 
@@ -27,6 +39,8 @@ class TritonBackend:
     differentiable = True
     views = True
     splits = True
+    imports = ""
+    kernels: tuple[str, ...] = ("triton_kernel.py",)
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = []
@@ -44,6 +58,9 @@ class TritonBackend:
                 reasons.append(f"{what} {wide} is over {MAX_HEAD_DIM}")
         return reasons
 
+    def refused(self, plan: Plan) -> list[str]:  # noqa: ARG002
+        return []
+
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
         wide = max(request.head_dim, request.value_dim)
         if request.dtype == "float32":
@@ -55,6 +72,9 @@ class TritonBackend:
         # Measured on an H200: with four warps, 64 x 64 is the fastest of all that fit, for long rows too.
         return (TileCost(Tile(64, 64), 1, 2, 1),)
 
+    def query_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
+
     def key_tile(self, request: Request) -> Tile | None:
         wide = max(request.head_dim, request.value_dim)
         if request.dtype == "float32":
@@ -63,12 +83,17 @@ class TritonBackend:
             return Tile(64, 32) if wide <= 128 else Tile(32, 16)
         return Tile(64, 64) if wide <= 128 else Tile(64, 32)
 
+    def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
+        """The kernel of a pass for the output."""
+        return Forward(index, group, plan.tile, shares(plan.heads, index), index)
+
     def emit(self, plan: Plan) -> str:
         assert plan.key_tile is not None
         names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
-        forwards = [Forward(i, group, plan.tile, _shares(plan.heads, i), i) for i, group in enumerate(plan.heads)]
-        queries = [Queries(i, group, plan.tile, _shares(plan.heads, i), i) for i, group in enumerate(plan.heads)]
-        keys = [Keys(i, group, plan.key_tile, _shares(plan.keys, i), _source(plan, group)) for i, group in enumerate(plan.keys)]
+        forwards = [self.forward(i, group, plan) for i, group in enumerate(plan.heads)]
+        walks, tile = (plan.queries, plan.query_tile) if plan.query_tile else (plan.heads, plan.tile)
+        queries = [Queries(i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
+        keys = [Keys(i, group, plan.key_tile, shares(plan.keys, i), _source(plan, group)) for i, group in enumerate(plan.keys)]
         draws = [
             device_draws(index, name, atom)
             for index, group in enumerate(plan.heads)
@@ -77,24 +102,22 @@ class TritonBackend:
         ]
         constants = [
             f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}",
+            f"QUERY_ROWS, QUERY_COLUMNS = {tile.rows}, {tile.columns}  # of the gradient of q",
             f"KEY_ROWS, KEY_COLUMNS = {plan.key_tile.rows}, {plan.key_tile.columns}  # of the gradients of k and v",
             f"MASK_SIZE = {_mask_size(plan)}  # long masks compete with the accumulator for registers",
             inputs(plan),
         ]
         parts = [
-            f"{header(plan, self.name)}\n\n"
-            "from collections.abc import Callable\nfrom functools import lru_cache\nfrom typing import Any\n\n"
-            "import torch\nimport triton\nimport triton.language as tl\n"
-            "from triton.tools.tensor_descriptor import TensorDescriptor\n\n" + "\n".join(constants),
+            f"{header(plan, self.name)}\n\n{IMPORTS}{self.imports}\n" + "\n".join(constants),
             verbatim("patternc.runtime", "support.py"),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
-            verbatim("patternc.backends", "triton_kernel.py"),
+            *(verbatim("patternc.backends", name) for name in self.kernels),
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
-            *(part for program in (*forwards, *keys) for part in listings(program)),
-            *packings([*forwards]),
+            *(part for program in (*forwards, *queries, *keys) for part in listings(program)),
+            *packings([*forwards, *queries]),
             *draws,
             *(program.source() for program in (*forwards, *queries, *keys)),
             forward(forwards),
@@ -103,7 +126,7 @@ class TritonBackend:
         return "\n\n\n".join(parts) + "\n"
 
 
-def _shares(groups: tuple[HeadPlan, ...], index: int) -> tuple[HeadPlan, ...]:
+def shares(groups: tuple[HeadPlan, ...], index: int) -> tuple[HeadPlan, ...]:
     """The shares whose rows a pass takes up."""
     return tuple(group for group in groups[:index] if group.share and group.heads == groups[index].heads)
 

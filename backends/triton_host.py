@@ -15,8 +15,8 @@ from .triton_program import Forward, Keys, Program, Queries
 def listings(program: Program) -> list[str]:
     """Host functions (scope, n_q) -> tensors: the lists of tiles and of pairs, and the tables of draws."""
     keys = isinstance(program, Keys)
-    rows, columns = ("KEY_ROWS", "KEY_COLUMNS") if keys else ("ROWS", "COLUMNS")
-    first = "0" if keys else "(s.n - n_q) // ROWS"
+    rows, columns = program.tile
+    first = "0" if keys else f"(s.n - n_q) // {rows}"
     found = []
     for i, phase in program.listed:
         source, listed = phase.sources[0], "lists(found, {keep})"
@@ -46,15 +46,15 @@ def listings(program: Program) -> list[str]:
             f"    return ({' '.join(f'*{listed.format(keep=keep)},' for keep in conditions)})",
         ]
         found.append("\n".join(lines))
-    if keys:
+    if program.drawn_from_table:
         for name, atom in program.group.atoms:
             if isinstance(atom, Draws):
                 blocks = f"torch.arange(-(-s.n // {atom.choice.block}), device=s.head.device)[:, None]"
                 table = f"{_keys(program, name)}(s, {blocks}).to(torch.int32).contiguous()"
                 found.append(
-                    f"def {name}_table_g{program.index}(s, n_q):\n    return {table}\n\n\n"
+                    f"def {name}_{program.tables}_g{program.index}(s, n_q):\n    return {table}\n\n\n"
                     f"def {name}_order_g{program.index}(s, n_q):\n"
-                    f"    return turned({name}_table_g{program.index}(s, n_q)[None, :, s.n - n_q :], s.n)"
+                    f"    return turned({name}_{program.tables}_g{program.index}(s, n_q)[None, :, s.n - n_q :], s.n)"
                 )
     return found
 
@@ -74,14 +74,15 @@ def forward(programs: list[Forward]) -> str:
     body = [
         '"""Output (b, h, n_q, d_v) in q\'s dtype and log-sum-exp (b, h, n_q) in float32."""',
         "q, k, v = aligned(q), aligned(k), aligned(v)",
-        *_sizes("launch_options"),
+        *_sizes("launch_options", "ROWS, COLUMNS"),
         "out = torch.empty(batch, heads, n_q, value_dim, dtype=q.dtype, device=q.device)",
         "lse = torch.empty(batch, heads, n_q, dtype=torch.float32, device=q.device)",
         "if out.numel() == 0:",
         "    return out, lse",
         *_ready(programs),
+        *(["q, scale = (q, scale) if scale >= 0 else (-q, -scale)"] if any(p.always_copied for p in programs) else []),
         "strides_of = *q.stride(), *k.stride(), *v.stride()",
-        "at = 0",
+        "case, at = (q.device, q.dtype, q.shape, k.shape, v.shape, strides_of), 0",
     ]
     for program in programs:
         group = program.group
@@ -89,7 +90,7 @@ def forward(programs: list[Forward]) -> str:
         body += lines
         target, lse = "out", "lse"
         if group.share:
-            lines, shape = _share(group, "heads", "ROWS", "COLUMNS")
+            lines, shape = _share(group, "heads", "rows", "columns")
             target, lse = f"left_{program.index}", f"left_{program.index}_lse"
             body += [
                 *lines,
@@ -104,7 +105,7 @@ def forward(programs: list[Forward]) -> str:
         lines, packs = _packs(program)
         body += lines
         taken = _taken(program, ("", "_lse")) + packs
-        body += _launch(program, f"{_views(group, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}")
+        body += _launch(program, f"{_views(program, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}", arguments)
         if group.share:
             body.append(f"{target}, {lse} = merged({target}, {lse})")
         body.append(f"at += {len(group.selections)}")
@@ -118,7 +119,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
         '"""Gradients of q, k and v, in their dtypes, from the output, its log-sum-exp and the gradients of both."""',
         "q, k, v, grad, out = aligned(q), aligned(k), aligned(v), aligned(grad_out), out.contiguous()",
         "lse, grad_lse = lse.contiguous(), grad_lse.to(torch.float32).contiguous()",
-        *_sizes("gradient_options"),
+        *_sizes("gradient_options", "QUERY_ROWS, QUERY_COLUMNS"),
         "dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)",
         "dk = torch.empty(k.shape, dtype=k.dtype, device=q.device)",
         "dv = torch.empty(v.shape, dtype=v.dtype, device=q.device)",
@@ -127,7 +128,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
         *_ready([*queries, *keys]),
         "delta, norm = torch.empty_like(lse), torch.empty_like(lse)",
         "strides_of = *q.stride(), *k.stride(), *v.stride(), *grad.stride()",
-        "at = 0",
+        "case, at = (q.device, q.dtype, q.shape, k.shape, v.shape, strides_of, *map(kind, (out, lse, grad_lse))), 0",
     ]
     body += [line for program in queries for line in _queries(program)]
     body += [
@@ -149,7 +150,7 @@ def _queries(program: Queries) -> list[str]:
     body, arguments = _arguments(program)
     target = "dq"
     if group.share:
-        lines, shape = _share(group, "heads", "ROWS", "COLUMNS")
+        lines, shape = _share(group, "heads", "rows", "columns")
         target = f"left_{program.index}"
         body += [*lines, f"{target} = torch.empty({shape}, head_dim, dtype=torch.float32, device=q.device)"]
     elif not group.last:
@@ -160,8 +161,8 @@ def _queries(program: Queries) -> list[str]:
     lines, packs = _packs(program)
     body += lines
     taken = _taken(program, ("",)) + packs
-    given = f"{_views(group, 'kv')}q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {taken}{arguments}"
-    body += _launch(program, given)
+    given = f"{_views(program, 'kv')}q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {taken}{arguments}"
+    body += _launch(program, given, arguments)
     if group.share:
         body.append(f"{target} = summed({target})")
     return [*body, f"at += {len(group.selections)}"]
@@ -186,34 +187,35 @@ def _key_pass(program: Keys) -> list[str]:
         ]
     prior = f"*(sums if together else ({'prior_k, prior_v' if group.chained else 'dk, dv'}))"
     taken = _taken(program, ("_dk", "_dv"))
-    given = f"{_views(group, 'qg')}q, k, v, grad, delta, norm, {targets}, {prior}, {taken}{arguments}sharing, "
+    given = f"{_views(program, 'qg')}q, k, v, grad, delta, norm, {targets}, {prior}, {taken}{arguments}sharing, "
     carry = "True" if group.chained else "False" if group.share else "together"
     last = "not together" if group.last else "False"
-    body += _launch(program, given, f", n_q < n, {carry}, {last}")
+    body += _launch(program, given, arguments, f", n_q < n, {carry}, {last}")
     if group.share:
         body += [f"left_{program.index}{end} = summed(left_{program.index}{end})" for end in ("_dk", "_dv")]
     return [*body, f"at += {len(group.selections)}"]
 
 
-def _views(group: HeadPlan, tensors: str) -> str:
+def _views(program: Program, tensors: str) -> str:
     """Views of the tensors whose tiles a pass walks, for the copy engine."""
+    group = program.group
     walks = [phase.view for phase in group.phases if isinstance(phase, Walk)]
     walked = any(view.key == Var("u") or view.stride > 1 for view in walks) or any(
         isinstance(phase, Listed) for phase in group.phases
     )
-    if not walked:
+    if not walked and not program.always_copied:
         return "None, None, "
     names = {"q": "q", "k": "k", "v": "v", "g": "grad"}
     some = "generation" if "k" in tensors or group.stride == 1 else "generation * (n_q == n)"
     wide = {"q": "blocks[2]", "k": "blocks[2]", "v": "blocks[3]", "g": "blocks[3]"}
-    return "".join(f"described({names[t]}, {group.stride}, columns, {wide[t]}, {some}), " for t in tensors)
+    return "".join(f"{program.described}({names[t]}, {group.stride}, columns, {wide[t]}, {some}), " for t in tensors)
 
 
-def _sizes(options: str) -> list[str]:
+def _sizes(options: str, tile: str) -> list[str]:
     return [
         "batch, heads, n_q, head_dim = q.shape",
         "n, value_dim, sharing = k.shape[2], v.shape[3], heads // k.shape[1]",
-        "rows, columns = ROWS, COLUMNS",
+        f"rows, columns = {tile}",
         "tiles = (n - 1) // rows - (n - n_q) // rows + 1",
         f"blocks, generation, options = setting(head_dim, value_dim, q.dtype.itemsize, q.device, rows, {options})",
     ]
@@ -236,7 +238,10 @@ def _packs(program: Program) -> tuple[list[str], str]:
             f"keys_of = kept(packed_{view.period}_{view.width}_{view.first}, n, n_q, heads, q.device)",
             f"k{i}, v{i} = aligned(k.index_select(2, keys_of)), aligned(v.index_select(2, keys_of))",
         ]
-        views = [f"described({t}{i}, 1, columns, {block}, generation)" for t, block in (("k", "blocks[2]"), ("v", "blocks[3]"))]
+        views = [
+            f"{program.described}({t}{i}, 1, columns, {block}, generation)"
+            for t, block in (("k", "blocks[2]"), ("v", "blocks[3]"))
+        ]
         arguments += f"{', '.join(views)}, k{i}, v{i}, k{i}.stride(2), v{i}.stride(2), k{i}.shape[2], "
     return lines, arguments
 
@@ -275,8 +280,9 @@ def _share_indices(program: Program) -> range:
     return range(program.index - len(program.shares), program.index)
 
 
-def _launch(program: Program, given: str, flags: str = "") -> list[str]:
-    """Host code that launches a kernel for each run of heads."""
+def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[str]:
+    """Host code that launches a kernel for each run of heads; ``extra`` are the arguments that q, k and v do not determine."""
+    more = f"*map(kind, ({extra}))" if extra else ""
     group, lines = program.group, []
     sharing, run_heads = ("", "count if sharing == 1 else k.shape[1]") if isinstance(program, Keys) else ("sharing, ", "count")
     stride = group.stride
@@ -291,11 +297,11 @@ def _launch(program: Program, given: str, flags: str = "") -> list[str]:
     splits = "splits" if group.share else "1"
     for first, run in group.runs:
         call = [
-            f"{program.name}[({where}, batch * ({run_heads}))](",
-            f"    {given}",
-            f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale,",
-            f"    {first}, {run}, {group.period}, *blocks, rows, columns{flags}, **options,",
-            ")",
+            f"width, height = {where}, batch * ({run_heads})",
+            f"given = ({given}",
+            f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale, {program.own_lengths}",
+            f"    {first}, {run}, {group.period}, *blocks, rows, columns{flags}{program.own_constants})",
+            f"launch({program.name}, {program.grid}, (case, {first}, {more}), given, {program.options})",
         ]
         if len(group.heads) == group.period:
             lines += ["count = heads", *call]
@@ -320,8 +326,8 @@ def _arguments(program: Program) -> tuple[list[str], str]:
                 arguments += [f"ready[{table!r}].view(torch.uint8)", f"{name}_b", f"{name}_h", f"{name}_r"]
             case Document(ids):
                 arguments += [f"ready[{ids!r}]", f"strides(ready[{ids!r}])[0]"]
-            case Draws() if isinstance(program, Keys):
-                lines.append(f"{name}_drawn = {kept(f'{name}_table')}")
+            case Draws() if program.drawn_from_table:
+                lines.append(f"{name}_drawn = {kept(f'{name}_{program.tables}')}")
                 arguments += [f"{name}_drawn", f"{name}_drawn[0].numel()"]
     for i, phase in enumerate(program.group.phases):
         match phase:

@@ -226,12 +226,48 @@ def described(t, stride, rows, block, generation):
 
     None where there is no such engine or view: a residue must not end before another.
     """
-    copied = any(size > 1 and step == 0 for size, step in zip(t.shape, t.stride()))  # noqa: B905
-    if generation < 9 or t.shape[2] % stride or 0 in t.shape or copied:
+    layout = _layout(t.shape, t.stride(), t.dtype, stride, rows, block) if generation >= 9 else None
+    if layout is None:
         return None
-    (b, h, n, d), steps = t.shape, [step or 16 for step in t.stride()]
+    view = object.__new__(TensorDescriptor)  # its checks were made on the layout
+    vars(view).update(layout, base=t)
+    return view
+
+
+@lru_cache(maxsize=512)
+def _layout(shape, steps, dtype, stride, rows, block):
+    """What `described` views have in common."""
+    copied = any(size > 1 and step == 0 for size, step in zip(shape, steps))  # noqa: B905
+    if shape[2] % stride or 0 in shape or copied:
+        return None
+    (b, h, n, d), steps = shape, [step or 16 for step in steps]
     shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
-    return TensorDescriptor(t, shape, steps, [1, 1, 1, rows, block])
+    return vars(TensorDescriptor(torch.empty(0, dtype=dtype), shape, steps, [1, 1, 1, rows, block]))
+
+
+def kind(argument):
+    """What Triton compiles anew for in a runtime argument: whether it is there, and where its memory begins."""
+    return argument.data_ptr() % 16 if isinstance(argument, torch.Tensor) else argument is None
+
+
+def launch(kernel, grid, case, given, options):
+    """Launches a kernel on the device of q. ``case`` holds all that Triton would compile anew for: it need look only once."""
+    device = case[0][0]
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            launch(kernel, grid, case, given, options)
+            return
+    place = _place(kernel, case)
+    if place:
+        place[0][grid](*given)
+    elif (compiled := kernel[grid](*given, **options)) is not None:  # as it is in the interpreter
+        place.append(compiled)
+
+
+@lru_cache(maxsize=1024)
+def _place(kernel, case):
+    """Where `launch` keeps the compiled kernel of a case."""
+    return []
 
 
 def splits_of(programs, tiles):

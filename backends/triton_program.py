@@ -11,7 +11,7 @@ from textwrap import indent
 
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Tile, Walk
 from patternc.relation import Loop, View
-from patternc.scalar import FALSE, TRUE, Scalar, Var, op, variables
+from patternc.scalar import FALSE, TRUE, Op, Scalar, Var, op, variables
 from patternc.terms import Document, Layout
 
 from .printer import POSITION_LIMIT, is_wide, triton
@@ -26,6 +26,8 @@ class Program:
     kind = ""
     lists = "row_lists"
     """The host functions that list the tiles of its rows."""
+    tile = "ROWS", "COLUMNS"
+    """The host's names of its tile shape."""
     pointers: tuple[str, ...] = ()
     strides: tuple[str, ...] = ()
     lengths: tuple[str, ...] = ("n", "n_q", "heads", "sharing", "run_heads", "splits")
@@ -56,7 +58,7 @@ class Program:
     def atoms(self) -> list[tuple[str, Atom]]:
         """The atoms that the kernel itself looks at."""
         used: set[str | int] = set().union(*(variables(phase.mask) for phase in self.group.phases))
-        if not self._drawn_from_table:
+        if not self.drawn_from_table:
             used |= {phase.source for phase in self.group.phases if isinstance(phase, Gather)}
         return [(name, atom) for name, atom in self.group.atoms if name in used]
 
@@ -89,7 +91,7 @@ class Program:
                 found += [f"{name}_ptr", f"{name}_b", f"{name}_h", f"{name}_r"]
             elif isinstance(atom, Document):
                 found += [f"{name}_ptr", f"{name}_b"]
-            elif self._drawn_from_table:
+            elif self.drawn_from_table:
                 found += [f"{name}_keys", f"{name}_h"]
         for i, phase in enumerate(self.group.phases):
             match phase:
@@ -109,9 +111,21 @@ class Program:
 
     # What the kinds say.
 
-    _drawn_from_table = False
+    drawn_from_table = False
+    """Whether it looks draws up in a table, made by the host function that ``tables`` names, or draws again."""
+    tables = "key_table"
     _row, _column = "q", "k"
     _last_first = True
+    grid, options, own_lengths, own_constants = "(width, height, 1)", "options", "", ""
+    """Host expressions: the grid, what the launch says of warps, and what only this kind of kernel takes."""
+    described = "described"
+    """The host function that makes views for the copy engine; ``always_copied`` kernels load tiles in no other way.
+
+    They also take positive scales only.
+    """
+    always_copied = False
+    _program = "tl.program_id(0)", "tl.program_id(1)"
+    _programs = "tl.num_programs(0)", "tl.num_programs(1)"
 
     def _share_pointers(self, i: int) -> list[str]:
         raise NotImplementedError
@@ -138,8 +152,19 @@ class Program:
 
     def _tile(self) -> list[str]:
         """The rows of this program: a tile of them, its index I, and whose turn it is if several share the work."""
+        wide = ".to(tl.int64)" if self.wide else ""
+        return [
+            *self._place(),
+            "lanes = tl.arange(0, ROWS)",
+            f"rows = {self._positions('tile * ROWS + tl.arange(0, ROWS)')}",
+            f"{self._row} = rows[:, None]{wide}",
+        ]
+
+    def _place(self) -> list[str]:
+        """The tile of this program, and its head."""
         rows, first = self.group.rows, self._first_tile
-        lines = ["turn = tl.program_id(0) % splits", "place = tl.program_id(0) // splits"] if self.group.share else []
+        (at, head), (width, _) = self._program, self._programs
+        lines = [f"turn = {at} % splits", f"place = {at} // splits"] if self.group.share else []
         if rows.few:
             lines.append("tile = 0")
             before = "0"
@@ -151,27 +176,25 @@ class Program:
         elif rows.packs_rows:
             lines.append("tile = place")
         elif rows.stride > 1:
-            lines.append(f"r = tl.program_id(0) % {rows.stride}")
-            turn = f"tl.program_id(0) // {rows.stride}"
-            last = f"tl.num_programs(0) // {rows.stride} - 1 - {turn}"
+            lines.append(f"r = {at} % {rows.stride}")
+            turn = f"{at} // {rows.stride}"
+            last = f"{width} // {rows.stride} - 1 - {turn}"
             lines.append(f"tile = {first}{last if self._last_first else turn}")
         else:
-            last = "tl.num_programs(0) - 1 - tl.program_id(0)"
-            lines.append(f"tile = {first}{last if self._last_first else 'tl.program_id(0)'}")
-        position = "tile * ROWS + tl.arange(0, ROWS)"
+            lines.append(f"tile = {first}{f'{width} - 1 - {at}' if self._last_first else at}")
         return [
             *lines,
             "first_row = tile * ROWS",
-            "lanes = tl.arange(0, ROWS)",
-            f"rows = {triton(rows.query, {'t': f'({position})'})}"
-            if rows.rows != View() and not rows.few
-            else f"rows = {position}",
-            "batch = tl.program_id(1) // run_heads",
-            "slot = tl.program_id(1) % run_heads",
+            f"batch = {head} // run_heads",
+            f"slot = {head} % run_heads",
             "b64 = batch.to(tl.int64)",
             f"I = tile{'.to(tl.int64)' if self.wide else ''}  # noqa: E741",
-            f"{self._row} = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
         ]
+
+    def _positions(self, index: str) -> str:
+        """The rows at some indices of the view."""
+        rows = self.group.rows
+        return index if rows.rows == View() or rows.few else triton(rows.query, {"t": f"({index})"})
 
     @property
     def _first_tile(self) -> str:
@@ -182,7 +205,7 @@ class Program:
         """Where each row is found in what the i-th share left: ``shared`` (ROWS,), for the rows that ``held`` names."""
         share = self.shares[i]
         if share.rows.few:
-            lines, before = ["place = tl.full([], -1, tl.int32)"], "0"
+            lines, before = ["place = -1"], "0"
             for loop in share.visits:
                 start, count = triton(loop.start), f"tl.maximum({triton(loop.count)}, 0)"
                 offset = f"(tile - ({start}))"
@@ -206,7 +229,7 @@ class Program:
                 own = f"{name}_own = tl.load({name}_base + tl.minimum(rows, n - 1))[:, None]"
                 return [f"{name}_base = {name}_ptr + b64 * {name}_b", own]
             case Draws(choice, _):
-                if self._drawn_from_table:
+                if self.drawn_from_table:
                     return [f"{name}_base = {name}_keys + head.to(tl.int64) * {name}_h"]
                 return [f"{name}_keys = {name}_g{self.source_index}_drawn(rows // {choice.block}, head, n, ROWS)"]
 
@@ -219,7 +242,7 @@ class Program:
                 return f"({name}_own == tl.load({name}_base + safe_{self._column}))"
             case Draws(choice, _):
                 blocks = f"k // {choice.block}"
-                if self._drawn_from_table:
+                if self.drawn_from_table:
                     return f"member_of_table({name}_base, safe_q // {choice.block}, {blocks}, {choice.draws})"
                 return f"member({name}_keys, {blocks}, {choice.draws}, {slots(atom)})"
 
@@ -232,8 +255,14 @@ class Program:
         return [
             column,
             "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
-            f"scores = tl.where(({self._column} < n) & ({self._mask(mask)}), scores, float('-inf'))",
+            f"scores = tl.where({self._inside(mask)}({self._mask(mask)}), scores, float('-inf'))",
         ]
+
+    def _inside(self, mask: Scalar) -> str:
+        """That a column lies within the sequence, unless the mask implies it for every row that does."""
+        parts = mask.args if isinstance(mask, Op) and mask.op == "and" else (mask,)
+        implied = self._column == "k" and op("<=", Var("k"), Var("q")) in parts
+        return "" if implied else f"({self._column} < n) & "
 
     # Phases.
 
@@ -291,8 +320,22 @@ class Program:
 
     def _walk(self, key: str, walked: list[tuple[Loop, str, str]], mask: Scalar | None, view: View) -> list[str]:
         """Loops, each with the names of the lowest tile and of the one after the last, if they are clipped."""
-        lines = []
+        lines = self._counts(key, walked)
         loops = [loop for loop, _, _ in walked]
+        total = " + ".join(f"count_{key}{j}" for j in range(len(loops)))
+        lines += self._range(key, total)
+        lines += ["    " + line for line in self._nth(key, loops)]
+        step = self._step(mask, view)
+        guards = [self._guard(key, j, loops) for j in range(len(loops)) if loops[j].guard != TRUE]
+        if guards:
+            lines += [f"    if {' & '.join(guards)}:", *("        " + line for line in step)]
+        else:
+            lines += ["    " + line for line in step]
+        return lines
+
+    def _counts(self, key: str, walked: list[tuple[Loop, str, str]]) -> list[str]:
+        """Where the loops start, and their lengths."""
+        lines = []
         for j, (loop, low, high) in enumerate(walked):
             lines += [f"start_{key}{j} = {triton(loop.start)}", f"count_{key}{j} = tl.maximum({triton(loop.count)}, 0)"]
             if low:
@@ -302,20 +345,16 @@ class Program:
                     f"count_{key}{j} = tl.maximum(tl.minimum(count_{key}{j}, last_{key}{j}) - skip_{key}{j}, 0)",
                     f"start_{key}{j} = start_{key}{j} + {loop.step} * skip_{key}{j}",
                 ]
-        total = " + ".join(f"count_{key}{j}" for j in range(len(loops)))
-        lines += self._range(key, total)
-        before = ""
+        return lines
+
+    def _nth(self, key: str, loops: list[Loop]) -> list[str]:
+        """J, the t-th tile of all loops."""
+        lines, before = [], ""
         for j, loop in enumerate(loops):
             offset = f"t - ({before})" if before else "t"
             value = f"start_{key}{j} + {loop.step} * ({offset})"
-            lines.append(f"    J = {value}" if not before else f"    J = tl.where(t >= {before}, {value}, J)")
+            lines.append(f"J = {value}" if not before else f"J = tl.where(t >= {before}, {value}, J)")
             before = f"{before} + count_{key}{j}" if before else f"count_{key}{j}"
-        step = self._step(mask, view)
-        guards = [self._guard(key, j, loops) for j in range(len(loops)) if loops[j].guard != TRUE]
-        if guards:
-            lines += [f"    if {' & '.join(guards)}:", *("        " + line for line in step)]
-        else:
-            lines += ["    " + line for line in step]
         return lines
 
     def _range(self, key: str, total: str) -> list[str]:
@@ -397,13 +436,13 @@ class _ByQuery(Program):
             *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
         ]
 
-    _SHARE_AT = "((turn * (tl.num_programs(1) // run_heads) + b64) * heads + head) * (tl.num_programs(0) // splits * ROWS)"
-
     def _target(self) -> list[str]:
         """Where results of the rows go: ``put`` (ROWS,), for the rows that ``kept`` names."""
         if not self.group.share:
             return ["put, kept = at, valid_row"]
-        return [f"put, kept = {self._SHARE_AT} + place * ROWS + lanes, lanes >= 0"]
+        width, height = self._programs
+        first = f"((turn * ({height} // run_heads) + b64) * heads + head) * ({width} // splits * ROWS)"
+        return [f"put, kept = {first} + place * ROWS + lanes, lanes >= 0"]
 
     def _keys_and_scores(self, mask: Scalar | None, view: View) -> tuple[str, list[str]]:
         bound = str(int(mask is not None))
@@ -472,6 +511,11 @@ class Forward(_ByQuery):
                 "total = tl.zeros([ROWS], tl.float32)",
                 "acc = tl.zeros([ROWS, BLOCK_V], tl.float32)",
             ]
+        return [*lines, *self._taken_up()]
+
+    def _taken_up(self) -> list[str]:
+        """What shares of these rows have left, joined."""
+        lines = []
         for i in range(len(self.shares)):
             lines += [
                 *self._shared_places(i),
@@ -506,6 +550,8 @@ class Queries(_ByQuery):
     """
 
     kind = "queries"
+    lists = "query_lists"
+    tile = "QUERY_ROWS", "QUERY_COLUMNS"
     pointers = (
         *("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr"),
         *("delta_ptr", "norm_ptr", "dq_ptr", "prior_ptr"),
@@ -571,6 +617,7 @@ class Keys(Program):
 
     kind = "keys"
     lists = "key_lists"
+    tile = "KEY_ROWS", "KEY_COLUMNS"
     pointers = (
         *("q_view", "g_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr"),
         *("dk_ptr", "dv_ptr", "dk_prior", "dv_prior"),
@@ -579,7 +626,7 @@ class Keys(Program):
     lengths = ("n", "n_q", "heads", "run_heads", "splits")
     constants = (*Program.constants, "PREFIX", "CARRY", "LAST")
 
-    _drawn_from_table = True
+    drawn_from_table = True
     _row, _column = "k", "q"
     _last_first = False
     _first_tile = ""

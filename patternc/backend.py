@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from patternc.diagnostics import suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from patternc.lower.cost import TileCost
     from patternc.lower.plan import Plan, Tile
@@ -56,8 +56,16 @@ class Backend(Protocol):
         """Why this backend cannot serve a request; empty if it can."""
         ...
 
+    def refused(self, plan: Plan) -> list[str]:
+        """Why this backend cannot run a plan of its own for a request that it can serve; empty if it can."""
+        ...
+
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
         """The tile shapes to choose from for a request, with what they cost."""
+        ...
+
+    def query_tile(self, request: Request) -> Tile | None:
+        """Queries (rows) and keys of a tile of the gradient of queries, where it needs walks of its own."""
         ...
 
     def key_tile(self, request: Request) -> Tile | None:
@@ -92,20 +100,19 @@ def backend_named(name: str) -> Backend:
     return known[name]
 
 
-def choose(request: Request, name: str = "") -> Backend:
-    """The backend of that name, or without a name the preferred one, for a request.
+def choose(request: Request, name: str = "", refused: Callable[[Backend], list[str]] = lambda _: []) -> Backend:
+    """The backend of that name, or without a name the preferred one, for a request; ``refused`` may add reasons against it.
 
     Raises:
         ValueError: it (or none) can serve the request; the message lists the reasons.
     """
-    if name:
-        reasons = backend_named(name).unsupported(request)
-        if reasons:
-            raise ValueError(f"the {name} backend cannot run this call: {', '.join(reasons)}")
-        return backend_named(name)
-    ranked = sorted(backends().values(), key=lambda b: -b.rank)
+    ranked = [backend_named(name)] if name else sorted(backends().values(), key=lambda b: -b.rank)
+    reasons = {}
     for backend in ranked:
-        if not backend.unsupported(request):
+        reasons[backend.name] = backend.unsupported(request) or refused(backend)
+        if not reasons[backend.name]:
             return backend
-    listed = "; ".join(f"{b.name}: {', '.join(b.unsupported(request))}" for b in ranked)
+    if name:
+        raise ValueError(f"the {name} backend cannot run this call: {', '.join(reasons[name])}")
+    listed = "; ".join(f"{other}: {', '.join(why)}" for other, why in reasons.items())
     raise ValueError(f"no backend can run this call ({listed})")

@@ -34,6 +34,12 @@ def with_keys(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = None
     return replace(plan, key_tile=tile, keys=passes)
 
 
+def with_queries(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = None) -> Plan:
+    """The plan with `Plan.queries`, for tiles of that many queries (rows) and keys (columns)."""
+    passes = _lowered(pattern, _groups(pattern, layer), tile, views=True, splits=True, inverse=False)
+    return replace(plan, query_tile=tile, queries=passes)
+
+
 def _groups(pattern: Pattern, layer: int | None) -> dict[Meaning, list[int]]:
     """The heads by what they mean."""
     groups: dict[Meaning, list[int]] = {}

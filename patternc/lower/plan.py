@@ -155,6 +155,7 @@ class Plan:
 
     ``keys`` are the same passes with the roles of queries and keys exchanged, for the gradients of keys and values: rows
     are keys, and ``key_tile.rows`` of them walk tiles of ``key_tile.columns`` queries. Masks still say q and k.
+    ``queries`` are the passes for the gradient of queries, in tiles of ``query_tile``; by default those of the output.
     """
 
     pattern: str
@@ -163,6 +164,8 @@ class Plan:
     heads: tuple[HeadPlan, ...]
     key_tile: Tile | None = None
     keys: tuple[HeadPlan, ...] = ()
+    query_tile: Tile | None = None
+    queries: tuple[HeadPlan, ...] = ()
 
     def __str__(self) -> str:
         lines = [

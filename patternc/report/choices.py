@@ -14,14 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from patternc.analysis.members import spans
-from patternc.backend import Request, backend_named, choose
+from patternc.backend import Request, backend_named
 from patternc.lower.cost import LANES, REFERENCE_LENGTH
 from patternc.lower.plan import Gather, HeadPlan, Listed, Tile, Walk
 from patternc.lower.views import Choice
 from patternc.pattern import Pattern
 from patternc.relation import IDENTITY, View
 from patternc.report.bars import milliseconds
-from patternc.runtime.compile import Candidate, HeadChoices, candidates, complete
+from patternc.runtime.compile import Candidate, HeadChoices, candidates, complete, serving
 from patternc.runtime.loader import load
 
 _NUMBERS = ("cost", "ratio", "ms", "apart", "together")
@@ -190,7 +190,7 @@ def measured(
     with bench._on(setting.device), torch.no_grad():
         case = bench._case(pattern, n, setting)
         request = request_of(case.q, case.v)
-        choose(request, backend)
+        serving(pattern, None, request, backend)
         found = choices(pattern, backend, request)
 
         def time(one: Candidate) -> Time:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from patternc.backend import Request, backend_named, choose
+from patternc.backend import Request, backend_named
 from patternc.diagnostics import suggest
 from patternc.pattern import Pattern, parse
 from patternc.runtime import operator
-from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for
+from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for, serving
 from patternc.runtime.support import check_call, check_input
 from patternc.terms import TopK
 
@@ -138,7 +138,7 @@ class Attention:
 
     def plan_for(self, request: Request = DEFAULT_REQUEST) -> Plan:
         """The plan for a request."""
-        return plan_for(self.pattern, None, self.backend or choose(request).name, request)
+        return plan_for(self.pattern, None, self.backend or serving(self.pattern, None, request), request)
 
     @property
     def source(self) -> str:
@@ -147,7 +147,7 @@ class Attention:
 
     def source_for(self, request: Request = DEFAULT_REQUEST) -> str:
         """The emitted file for a request."""
-        return emit_source(self.pattern, self.backend or choose(request).name, None, request)
+        return emit_source(self.pattern, self.backend or serving(self.pattern, None, request), None, request)
 
     def __repr__(self) -> str:
         return f"compile({str(self.pattern)!r}{f', backend={self.backend!r}' if self.backend else ''})"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 
-from patternc.backend import Backend, Request, backend_named
+from patternc.backend import Backend, Request, backend_named, choose
 from patternc.lower.cost import TileCost, work
-from patternc.lower.phases import lower, with_keys
+from patternc.lower.phases import lower, with_keys, with_queries
 from patternc.lower.plan import Plan
 from patternc.lower.views import Choice, search
 from patternc.pattern import Pattern, parse
@@ -71,9 +71,35 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
 
 
 def complete(plan: Plan, pattern: Pattern, layer: int | None, backend: str, request: Request) -> Plan:
-    """The plan of a candidate as a backend emits it: with `Plan.keys`, where it wants them."""
-    key_tile = backend_named(backend).key_tile(replace(request, length=0))
-    return plan if key_tile is None else with_keys(plan, pattern, key_tile, layer)
+    """The plan of a candidate as a backend emits it: with `Plan.keys` and `Plan.queries`, where it wants them."""
+    chosen, request = backend_named(backend), replace(request, length=0)
+    if (tile := chosen.query_tile(request)) not in (None, plan.tile):
+        plan = with_queries(plan, pattern, tile, layer)
+    if (tile := chosen.key_tile(request)) is not None:
+        plan = with_keys(plan, pattern, tile, layer)
+    return plan
+
+
+@lru_cache(maxsize=1024)
+def failures(pattern: Pattern, layer: int | None, backend: str, request: Request) -> list[str]:  # noqa: ARG001
+    """Why a backend's kernels could not be compiled for a request (of length 0): a list to add to, which `serving` heeds."""
+    return []
+
+
+def serving(pattern: Pattern, layer: int | None, request: Request, backend: str = "") -> str:
+    """The name of the backend that runs a pattern for a request: the one of that name, or the preferred one that can.
+
+    Raises:
+        ValueError: it (or none) can; the message lists the reasons.
+    """
+
+    any_length = replace(request, length=0)
+
+    def refused(one: Backend) -> list[str]:
+        known = [] if backend else failures(pattern, layer, one.name, any_length)
+        return known or one.refused(plan_for(pattern, layer, one.name, any_length))
+
+    return choose(request, backend, refused).name
 
 
 @lru_cache(maxsize=512)

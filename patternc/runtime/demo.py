@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patternc.backend import choose
 from patternc.pattern import Pattern
 from patternc.runtime.attention import compile as compile_pattern
+from patternc.runtime.compile import serving
 from patternc.runtime.operator import request_of
 from patternc.terms import Document, Filter, Layout, TopK
 
@@ -71,7 +71,7 @@ def run_demo(pattern: Pattern, n: int = 256) -> Demo:
     out, forward_ms = _timed(lambda: fast(q, k, v, **inputs))
     expected, reference_ms = _timed(lambda: reference(q, k, v, **inputs))
     error = float((out - expected).abs().max())
-    chosen = choose(request_of(q, v)).name
+    chosen = serving(pattern, None, request_of(q, v))
     return Demo(pattern, n, heads, _HEAD_DIM, device, chosen, str(fast.plan), error, forward_ms, reference_ms)
 
 

@@ -6,6 +6,7 @@ short kernel takes to run, so where there is nothing to dispatch on (`direct`), 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, reduce
@@ -17,8 +18,9 @@ from torch import _C, Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-from patternc.backend import Request, choose
-from patternc.runtime.compile import kernel
+from patternc.backend import Request
+from patternc.pattern import parse
+from patternc.runtime.compile import failures, kernel, serving
 
 
 def _bits(*names: str) -> int:
@@ -73,7 +75,27 @@ def module_of(program: str, layer: int, backend: str, q: Tensor, v: Tensor) -> A
 def _module(program: str, layer: int, backend: str, *key: Any) -> Any:
     """Kept for each length, because the backend may depend on it; the kernel does not."""
     request = _request(*key)
-    return kernel(program, layer, choose(request, backend).name, replace(request, length=0))
+    return kernel(program, layer, serving(parse(program), layer, request, backend), replace(request, length=0))
+
+
+def _from_compiler(error: Exception) -> bool:
+    """Whether a kernel could not be compiled, or needs more than the GPU has."""
+    return type(error).__module__.startswith("triton.") or "PassManager" in str(error)
+
+
+def _give_up(program: str, layer: int, q: Tensor, v: Tensor, error: Exception) -> None:
+    """Leave a pattern to the next backend that can run it, and say so.
+
+    Raises:
+        ValueError: there is none.
+    """
+    pattern, request = parse(program), request_of(q, v)
+    name, reason = serving(pattern, layer, request), str(error).strip().split("\n")[-1].strip()
+    failures(pattern, layer, name, replace(request, length=0)).append(f"its kernel does not compile: {reason}")
+    _module.cache_clear()
+    other = serving(pattern, layer, request)
+    message = f"the {name} kernel of {program!r} does not compile here ({reason}); the {other} backend runs it"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _by_name(module: Any, tensors: list[Tensor], *, scores: bool) -> dict[str, Tensor]:
@@ -109,7 +131,13 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq)."""
     module = module_of(program, layer, backend, q, v)
-    out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale)
+    try:
+        out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale)
+    except Exception as error:
+        if backend or not _from_compiler(error):
+            raise
+        _give_up(program, layer, q, v, error)
+        return _forward(q, k, v, inputs, chosen, program, layer, backend, scale)
     return out, lse
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from patternc.backend import choose
 from patternc.dense import Evaluator
 from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded
 from patternc.runtime.attention import compile as compile_pattern
+from patternc.runtime.compile import serving
 from patternc.runtime.operator import request_of
 from patternc.scalar import Const, evaluate
 from patternc.terms import Choice, Condition, Filter, Layout, Meaning, Random, Term, TopK
@@ -138,7 +138,7 @@ def patternc_itself(case: Case) -> Ready:
     """The pattern's own kernel, by the best backend for the call."""
     attention: Any = compile_pattern(case.pattern)
     inputs = case.inputs
-    backend = choose(request_of(case.q, case.v)).name
+    backend = serving(case.pattern, None, request_of(case.q, case.v))
     return Ready(lambda q, k, v: attention(q, k, v, **inputs), case.heads // int(case.k.shape[1]), f"{backend} backend")
 
 

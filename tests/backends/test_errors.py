@@ -181,7 +181,7 @@ def test_the_reference_refuses_long_sequences():
         pc.compile("causal", backend="reference")(q, k, k)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("tritn", "did you mean 'triton'?"), ("xyz", "there are reference, torch, triton")])
+@pytest.mark.parametrize(("name", "hint"), [("tritn", "did you mean 'triton'?"), ("xyz", "there are gluon, reference, torch, triton")])
 def test_unknown_backends(name, hint):
     with pytest.raises(ValueError, match="unknown backend") as caught:
         pc.compile("causal", backend=name)

@@ -1,0 +1,64 @@
+"""The Gluon backend: `emit_triton` with warp-specialised forward passes, on NVIDIA GPUs of the Hopper generation."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from patternc.backend import Request
+from patternc.lower.cost import TileCost
+from patternc.lower.plan import Gather, HeadPlan, Plan, Tile
+
+from .emit_triton import TritonBackend, shares
+from .gluon_program import Specialised
+from .triton_program import Forward
+
+DTYPES = ("float16", "bfloat16")
+GENERATION = 9
+
+
+class GluonBackend(TritonBackend):
+    """Hopper GPUs: the output by warp-specialised kernels, gradients as in `TritonBackend`."""
+
+    name = "gluon"
+    rank = 30
+    imports = (
+        "from triton.experimental import gluon\n"
+        "from triton.experimental.gluon import language as gl\n"
+        "from triton.experimental.gluon.language.nvidia.hopper import (\n    async_copy,\n"
+        "    fence_async_shared,\n    mbarrier,\n    tma,\n    warpgroup_mma,\n    warpgroup_mma_wait,\n)\n"
+        "from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SharedDescriptor\n"
+    )
+    kernels = ("triton_kernel.py", "gluon_kernel.py")
+
+    def unsupported(self, request: Request) -> list[str]:
+        reasons = [reason for reason in super().unsupported(request) if "dtype" not in reason]
+        if find_spec("triton.experimental.gluon") is None:
+            reasons.append("this version of triton has no Gluon")
+        if request.generation != GENERATION:
+            reasons.append(f"it is for NVIDIA GPUs of compute capability {GENERATION}.x")
+        if request.dtype not in DTYPES:
+            reasons.append(f"dtype {request.dtype} is not one of {', '.join(DTYPES)}")
+        for what, wide in (("head_dim", request.head_dim), ("value head_dim", request.value_dim)):
+            if wide % 8:
+                reasons.append(f"{what} {wide} is not a multiple of 8")
+        return reasons
+
+    def refused(self, plan: Plan) -> list[str]:
+        pairs = any(isinstance(phase, Gather) for group in plan.heads for phase in group.phases)
+        return ["it copies tiles of keys, and this pattern picks keys one by one"] if pairs else []
+
+    def tiles(self, request: Request) -> tuple[TileCost, ...]:
+        if max(request.head_dim, request.value_dim) > 128:
+            return (TileCost(Tile(128, 64), 1, 1.3, 2),)
+        # Measured on an H200: two programs at a time on one processor hide the ends of short rows, one has the faster loop.
+        return (TileCost(Tile(64, 64), 1, 1.3, 2), TileCost(Tile(128, 128), 3.2, 5.9, 2.8))
+
+    def query_tile(self, request: Request) -> Tile | None:
+        return super().tiles(request)[0].tile
+
+    def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
+        kind = Specialised if group.phases else Forward
+        return kind(index, group, plan.tile, shares(plan.heads, index), index)
+
+
+BACKEND = GluonBackend()

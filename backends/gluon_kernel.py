@@ -1,0 +1,112 @@
+"""The fixed part of Gluon kernels: copied verbatim into every file that `emit_gluon` writes."""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SharedDescriptor
+
+meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+"""Where the threads of a warpgroup wait for each other; the name changed in Triton 3.7."""
+
+
+@gluon.constexpr_function
+def rows_layout(rows, block, element):
+    """The layout in shared memory of a tile of rows that a product reads."""
+    return gl.NVMMASharedLayout.get_default_for([rows, block], element)
+
+
+@gluon.jit
+def barriers(SIZE: gl.constexpr, COUNT: gl.constexpr):
+    """Barriers in shared memory that wait for COUNT arrivals each."""
+    made = gl.allocate_shared_memory(gl.int64, [SIZE, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(SIZE):
+        mbarrier.init(made.index(i), count=COUNT)
+    return made
+
+
+@triton.jit
+def laps_of(works):
+    """How often this program takes up work."""
+    programs, own = tl.num_programs(0), tl.program_id(0)
+    whole = works // programs
+    return whole + (tl.where(whole % 2 == 0, own, programs - 1 - own) < works % programs).to(tl.int32)
+
+
+@triton.jit
+def work_of(lap):
+    """The work of a lap: programs take up work to and fro, so that whoever has the longest has the shortest next."""
+    programs, own = tl.num_programs(0), tl.program_id(0)
+    return lap * programs + tl.where(lap % 2 == 0, own, programs - 1 - own)
+
+
+@gluon.jit
+def copy_tile(view, batch, head, residue, first, tiles, full, empty, step, SIZE: gl.constexpr, STAGES: gl.constexpr):
+    """Copies a tile of keys or values into the ring ``tiles``, as soon as its place is empty."""
+    place = step % STAGES
+    mbarrier.wait(empty.index(place), (step // STAGES & 1) ^ 1)
+    mbarrier.expect(full.index(place), SIZE)
+    tma.async_copy_global_to_shared(view, [batch, head, residue, first, 0], full.index(place), tiles.index(place))
+
+
+@gluon.jit
+def tile_of(tiles, step, ROWS: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.constexpr):
+    """The tile (ROWS, BLOCK) of a step in its ring."""
+    return tiles.index(step % STAGES).reshape([ROWS, BLOCK])
+
+
+@triton.jit
+def peak_of(top, peak):
+    """The highest score so far, the same or 0 where there is none, and what that leaves of older weights."""
+    new = tl.maximum(top, peak)
+    safe = tl.where(new == float("-inf"), 0.0, new)
+    return new, safe, tl.exp2(top - safe)
+
+
+def specialised(rows):
+    """Warps of the first consumer (the kernel says the others'); registers such that two programs of 64 rows fit."""
+    return {"num_warps": 4} if rows > 64 else {"num_warps": 4, "maxnreg": 128}
+
+
+def places(blocks, rows, columns):
+    """How many tiles of queries fit into shared memory, and how many of keys and of values next to them."""
+    room, row, column = 226_000 if rows > 64 else 112_000, 2 * rows * blocks[2], 2 * columns * (blocks[2] + blocks[3])
+    ahead = 2 if 2 * (row + column) <= room else 1
+    return ahead, max(2, min(4, (room - ahead * row) // column))
+
+
+def programs(works, rows, device):
+    """How many programs to start for some tiles of work: as many as run at a time."""
+    return min(works, processors(device) * (1 if rows > 64 else 2))
+
+
+@lru_cache(maxsize=64)
+def processors(device):
+    """The streaming multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shared_view(t, stride, rows, block, generation):
+    """A view of (b, h, n, d) as (b, h, stride, n // stride, d) from which the copy engine loads tiles (rows, block)."""
+    rest = -t.shape[2] % stride if t.shape[2] else 1
+    copied = any(size > 1 and step == 0 for size, step in zip(t.shape, t.stride()))  # noqa: B905
+    if rest or copied:  # a residue must not end before another
+        t = torch.nn.functional.pad(t, (0, 0, 0, rest)).contiguous()
+    view = object.__new__(SharedDescriptor)  # its checks were made on the layout
+    vars(view).update(_shared_layout(t.shape, t.stride(), t.dtype, stride, rows, block), base=t)
+    return view
+
+
+@lru_cache(maxsize=512)
+def _shared_layout(shape, steps, dtype, stride, rows, block):
+    """What `shared_view` views have in common."""
+    (b, h, n, d), steps = shape, [step or 16 for step in steps]
+    shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
+    tile = [1, 1, 1, rows, block]
+    element = getattr(gl, str(dtype).removeprefix("torch."))
+    layout = gl.NVMMASharedLayout.get_default_for(tile, element)
+    return vars(SharedDescriptor(torch.empty(0, dtype=dtype), shape, steps, tile, layout))

@@ -1,0 +1,383 @@
+"""The forward pass as Gluon source for Hopper: one warpgroup copies keys and values, the others multiply.
+
+The loops of the plan are printed twice, from the same bounds: once for the warpgroup that fills two rings of tiles in shared
+memory through the copy engine, once for the consumers, of 64 rows each, that empty them. A consumer issues the product
+with the keys of a tile before the product with the values of the tile before, and runs the softmax under it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from textwrap import indent
+
+from patternc.lower.cost import REFERENCE_LENGTH, visited
+from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Tile, Walk
+from patternc.relation import View
+from patternc.scalar import TRUE, Scalar, Var, op
+
+from .printer import triton
+from .triton_program import _PACKED, Forward, kinds
+
+_BARRIERS = {
+    "q_full": "128", "q_empty": "ROWS // 64",
+    "k_full": "1", "k_empty": "ROWS // 64", "v_full": "1", "v_empty": "ROWS // 64",
+}
+"""What is waited for, with the number of arrivals: rings of places for queries, for keys and for values."""
+
+_SHARED = ("q_s", "k_s", "v_s", *_BARRIERS)
+
+_WIDE = "WIDE: tl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])"
+"""Rows as they lie in memory, 16 bytes a thread."""
+
+_LAPS = ("laps = laps_of(width * height)", "for lap in range(0, laps):", "    work = work_of(lap)")
+
+
+LONG = 64
+"""Tiles of a row above which every program has one piece of work: all that run at a time then read the same keys."""
+
+
+def _longest(group: HeadPlan, tile: Tile) -> int:
+    """The most tiles that a row tile walks."""
+    walks = [phase for phase in group.phases if isinstance(phase, Walk)]
+    return max((int(visited(w.full + w.partial, tile.rows, group.rows, REFERENCE_LENGTH).max()) for w in walks), default=0)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tiles that one pipeline of products runs over: the ``masked`` ones of ``total`` come first.
+
+    ``setup`` computes both, ``tile`` the ``t``-th tile J.
+    """
+
+    setup: list[str]
+    masked: str
+    total: str
+    tile: list[str]
+    mask: Scalar
+    guards: list[str]
+    view: View
+
+
+class Specialised(Forward):
+    """`Forward` with a warpgroup of its own for copies. Every program works on tiles ``work`` until all are done."""
+
+    grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", "width, height, "
+    constants = (*Forward.constants, "PLACES", "STAGES")
+    own_constants = ", *places(blocks, rows, columns)"
+    described = "shared_view"
+    always_copied = True
+    drawn_from_table = True
+    tables = "row_table"
+    _program = "work % width", "work // width"
+    _programs = "width", "height"
+
+    def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
+        super().__init__(index, group, tile, shares, source)
+        self.consumers = tile.rows // 64
+        if _longest(group, tile) > LONG:
+            self.grid = "(width * height, 1, 1)"
+
+    def source(self) -> str:
+        """Three functions: the copies, the consumers, and the kernel that starts both."""
+        packs = [name.format(i) for i in range(len(self.packed)) for name in _PACKED]
+        own = [*self._share_parameters(), *packs, *self._parameters()]
+        values = [*self.pointers, *own, *self.strides, *self.lengths, "scale", "width", "height"]
+        views = [name for name in values if name.endswith("_view")]
+        plain = [name for name in values if name not in views]
+        fixed = [p for p in self._parameters() if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w"))]
+        unspecialised = [
+            *self.lengths,
+            *("width", "height"),
+            *fixed,
+            *(p for p in packs if p.startswith("packed_")),
+            *(f"share_{i}_rows" for i in range(len(self.shares))),
+        ]
+        shared = ", ".join(_SHARED)
+        typed = ", ".join(f"{c}: tl.constexpr" for c in self.constants)
+        segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
+        producer = [f"{shared}, {', '.join(values)}", ", ".join(self.constants)]
+        consumer = [f"{shared}, {', '.join(plain)}", ", ".join(self.constants)]
+        heads = {
+            "copies": f"{shared}, {', '.join(values)},\n    {typed}",
+            "consumer": f"SLOT: tl.constexpr, {shared}, {', '.join(plain)},\n    {typed}",
+        }
+        bodies = {"copies": self._copies(segments), "consumer": self._consumer(segments)}
+        parts = [
+            f"@gluon.jit\ndef {self.name}_{part}(\n    {heads[part]}\n):\n" + indent("\n".join(body), "    ")
+            for part, body in bodies.items()
+        ]
+        started = [f"(self_consumer, ({i}, {', '.join(consumer)}))" for i in range(self.consumers)]
+        started.append(f"(self_copies, ({', '.join(producer)}))")
+        main = [
+            "ELEMENT: tl.constexpr = q_ptr.dtype.element_ty",
+            "q_s = gl.allocate_shared_memory(ELEMENT, [PLACES * ROWS // 64, 64, BLOCK_D], rows_layout(64, BLOCK_D, ELEMENT))",
+            "k_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_D], k_view.layout)",
+            "v_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_V], v_view.layout)",
+            *(f"{name} = barriers({'PLACES' if name[0] == 'q' else 'STAGES'}, {count})" for name, count in _BARRIERS.items()),
+            "fence_async_shared()",
+            "gl.warp_specialize(",
+            "    [",
+            *(f"        {start.replace('self_', self.name + '_')}," for start in started),
+            "    ],",
+            f"    {[4] * self.consumers!r},",
+            f"    {[232] * (self.consumers - 1) + [40]!r},",
+            ")",
+        ]
+        head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
+        return "\n\n\n".join([*parts, head + indent("\n".join(main), "    ")])
+
+    # Tiles.
+
+    def _segments(self, i: int, phase: Phase) -> list[Segment]:
+        match phase:
+            case Walk(full, partial, mask, _, documents, view):
+                setup: list[str] = []
+                masked = [(loop, "", "") for loop in partial]
+                free = [(loop, "", "") for loop in full]
+                if documents:
+                    setup = self._clip(i, len(documents))
+                    masked = [(loop, "low", "high") for loop in partial]
+                    for loop in full:
+                        masked += [(loop, "low", "low_inside"), (loop, "high_inside", "high")]
+                    free = [(loop, "low_inside", "high_inside") for loop in full]
+                masked += [one for one in free if one[0].guard != TRUE]
+                free = [one for one in free if one[0].guard == TRUE]
+                key, loops = f"{i}_", [loop for loop, _, _ in masked + free]
+                if not loops:
+                    return []
+                setup += self._counts(key, masked + free)
+                counts = [f"count_{key}{j}" for j in range(len(loops))]
+                return [
+                    Segment(
+                        setup,
+                        " + ".join(counts[: len(masked)]) or "0",
+                        " + ".join(counts),
+                        self._nth(key, loops),
+                        mask,
+                        [self._guard(key, j, loops) for j in range(len(masked)) if loops[j].guard != TRUE],
+                        view,
+                    )
+                ]
+            case Listed():
+                found = []
+                for kind, wanted in kinds(phase):
+                    at = f"b64 * list_{i}_b + head.to(tl.int64) * list_{i}_h + {self._listed_tile}"
+                    setup = [
+                        f"at_{i} = {at}",
+                        f"list_{i}{kind}_at = list_{i}{kind} + tl.load(begin_{i}{kind} + at_{i})",
+                        f"length_{i}{kind} = tl.load(count_{i}{kind} + at_{i})",
+                    ]
+                    count = f"length_{i}{kind}"
+                    masked_count = "0" if wanted is None else count
+                    tile = [f"J = tl.load(list_{i}{kind}_at + t)"]
+                    found.append(Segment(setup, masked_count, count, tile, phase.mask, [], View()))
+                return found
+            case Gather():
+                raise AssertionError("pairs one by one are not for the copy engine")
+
+    def _turns(self, segment: Segment) -> list[str]:
+        """The steps ``begin`` to ``end`` of a segment that this program takes, and how many of all are masked."""
+        lines = [*segment.setup, f"masked = {segment.masked}", f"end = tl.where(n > 0, {segment.total}, 0)"]
+        if not self.group.share:
+            return [*lines, "begin = 0"]
+        return [
+            *lines,
+            "every = end.to(tl.int64)",
+            "begin = (every * turn // splits).to(tl.int32)",
+            "end = (every * (turn + 1) // splits).to(tl.int32)",
+        ]
+
+    def _scalars(self) -> list[str]:
+        return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
+
+    # Copies.
+
+    def _copies(self, segments: list[Segment]) -> list[str]:
+        body = [
+            *self._scalars(),
+            "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
+            "dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
+            "mbarrier.wait(q_empty.index(lap % PLACES), (lap // PLACES & 1) ^ 1)",
+            "for slot in gl.static_range(ROWS // 64):",
+            f"    rows = {self._rows_in('WIDE', 'slot')}",
+            "    q_at = q_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_qn + dims * stride_qd",
+            "    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < HEAD_DIM)",
+            "    async_copy.async_copy_global_to_shared(q_s.index(lap % PLACES * (ROWS // 64) + slot), q_at, mask=inside)",
+            "async_copy.mbarrier_arrive(q_full.index(lap % PLACES), increment_count=False)",
+        ]
+        for segment in segments:
+            k, v = self._source(segment.view)
+            residue = segment.view.stride > 1 and triton(op("%", op("-", Var("r"), segment.view.offset), segment.view.stride))
+            at = f"batch, kv, {residue or '0'}, (J * COLUMNS).to(tl.int32)"
+            body += [
+                *self._turns(segment),
+                "for t in range(begin, end):",
+                *("    " + line for line in segment.tile),
+                f"    copy_tile({k}, {at}, k_s, k_full, k_empty, step, COLUMNS * BLOCK_D * 2, STAGES)",
+                f"    copy_tile({v}, {at}, v_s, v_full, v_empty, step, COLUMNS * BLOCK_V * 2, STAGES)",
+                "    step += 1",
+            ]
+        return [_WIDE, "step = 0", *_LAPS, *("    " + line for line in body)]
+
+    def _source(self, view: View) -> tuple[str, str]:
+        if view in self.packed:
+            i = self.packed.index(view)
+            return f"k{i}_view", f"v{i}_view"
+        return "k_view", "v_view"
+
+    # Consumers.
+
+    def _consumer(self, segments: list[Segment]) -> list[str]:
+        constants = [
+            "SCORES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])",
+            "OUT: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_V, 16])",
+            "WEIGHTS: tl.constexpr = gl.DotOperandLayout(0, OUT, 2)",
+            _WIDE,
+            "factor = scale * 1.4426950408889634",
+            "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)",
+            "step = 0",
+        ]
+        body = [
+            *self._scalars(),
+            *self._query(),
+            *self._state(),
+            *(line for segment in segments for line in self._segment(segment)),
+            *self._result(),
+        ]
+        return [*constants, *_LAPS, *("    " + line for line in body)]
+
+    def _rows_in(self, layout: str, slot: str = "SLOT") -> str:
+        return self._positions(f"tile * ROWS + {slot} * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))")
+
+    def _query(self) -> list[str]:
+        return [
+            "query = q_s.index(lap % PLACES * (ROWS // 64) + SLOT)",
+            "mbarrier.wait(q_full.index(lap % PLACES), lap // PLACES & 1)",
+            "fence_async_shared()",
+        ]
+
+    def _state(self) -> list[str]:
+        """The softmax so far, and what masks need."""
+        lines = [
+            "lanes = SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, OUT))",
+            f"rows = {self._rows_in('OUT')}",
+            "valid_row = (rows >= n - n_q) & (rows < n)",
+            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+            "dims_v = gl.arange(0, BLOCK_V, gl.SliceLayout(0, OUT))",
+            "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
+        ]
+        if self.group.chained:
+            lines += [
+                "top = tl.load(lse_ptr + at, mask=valid_row, other=float('-inf')) * 1.4426950408889634",
+                "total = tl.where(top == float('-inf'), 0.0, 1.0)",
+                "acc = tl.load(prior_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
+            ]
+        else:
+            lines += [
+                "top = gl.full([64], float('-inf'), gl.float32, gl.SliceLayout(1, OUT))",
+                "total = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, OUT))",
+                "acc = gl.zeros([64, BLOCK_V], gl.float32, OUT)",
+            ]
+        lines += self._taken_up()
+        lines += [
+            "top = gl.convert_layout(top, gl.SliceLayout(1, SCORES))",
+            "total = gl.convert_layout(total, gl.SliceLayout(1, SCORES))",
+            f"rows = {self._rows_in('SCORES')}",
+            f"q = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
+            *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
+        ]
+        return lines
+
+    def _segment(self, segment: Segment) -> list[str]:
+        wide = ".to(tl.int64)" if self.wide else ""
+        columns = triton(segment.view.key, {"u": "(J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES)))"})
+        held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
+        mask = [
+            f"k = ({columns})[None, :]{wide}",
+            "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
+            f"scores = tl.where({self._inside(segment.mask)}{held}, scores * factor, float('-inf'))",
+        ]
+        first = [
+            "t = begin",
+            *segment.tile,
+            "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
+            "keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)",
+            "scores = warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)",
+            "scores = warpgroup_mma_wait(0, deps=[scores])",
+            "mbarrier.arrive(k_empty.index(step % STAGES))",
+            *mask,
+            "top, safe, decay = peak_of(top, tl.max(scores, 1))",
+            "p = tl.exp2(scores - safe[:, None])",
+            "total = total * decay + tl.sum(p, 1)",
+            "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
+            "p = gl.convert_layout(p.to(query.dtype), WEIGHTS)",
+            "step += 1",
+        ]
+        loops = []
+        if segment.masked != "0":
+            loops += ["for t in range(begin + 1, tl.minimum(masked, end)):", *("    " + x for x in self._turn(segment, mask))]
+        if segment.masked != segment.total:
+            loops += ["for t in range(tl.maximum(begin + 1, masked), end):", *("    " + x for x in self._turn(segment, []))]
+        last = [
+            "mbarrier.wait(v_full.index((step - 1) % STAGES), (step - 1) // STAGES & 1)",
+            "acc = warpgroup_mma(p, tile_of(v_s, step - 1, COLUMNS, BLOCK_V, STAGES), acc, is_async=True)",
+            "acc = warpgroup_mma_wait(0, deps=[acc])",
+            "mbarrier.arrive(v_empty.index((step - 1) % STAGES))",
+        ]
+        return [*self._turns(segment), "if begin < end:", *("    " + line for line in [*first, *loops, *last])]
+
+    def _turn(self, segment: Segment, mask: list[str]) -> list[str]:
+        """One turn of the pipeline: with ``mask``, or for a tile that is full."""
+        lines = [
+            *(segment.tile if mask else []),
+            "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
+            "keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)",
+            "scores = warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)",
+            "mbarrier.wait(v_full.index((step - 1) % STAGES), (step - 1) // STAGES & 1)",
+            "acc = warpgroup_mma(p, tile_of(v_s, step - 1, COLUMNS, BLOCK_V, STAGES), acc, is_async=True)",
+            "scores = warpgroup_mma_wait(1, deps=[scores])",
+            "mbarrier.arrive(k_empty.index(step % STAGES))",
+        ]
+        if mask:
+            lines += [*mask, "top, safe, decay = peak_of(top, tl.max(scores, 1))", "p32 = tl.exp2(scores - safe[:, None])"]
+        else:
+            lines += [
+                "top, safe, decay = peak_of(top, tl.max(scores, 1) * factor)",
+                "p32 = tl.exp2(scores * factor - safe[:, None])",
+            ]
+        return [
+            *lines,
+            "total = total * decay + tl.sum(p32, 1)",
+            "acc = warpgroup_mma_wait(0, deps=[acc])",
+            "mbarrier.arrive(v_empty.index((step - 1) % STAGES))",
+            "p = gl.convert_layout(p32.to(query.dtype), WEIGHTS)",
+            "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
+            "step += 1",
+        ]
+
+    def _result(self) -> list[str]:
+        """Output and log-sum-exp: 16-bit results go through the place of the queries, so that threads store 16 bytes."""
+        lines = [
+            "top = gl.convert_layout(top, gl.SliceLayout(1, OUT))",
+            "total = gl.convert_layout(total, gl.SliceLayout(1, OUT))",
+        ]
+        if self.group.share or not self.group.last:
+            return [*lines, *self._finish(), "mbarrier.arrive(q_empty.index(lap % PLACES))"]
+        *lines_of, _, _ = self._finish()
+        return [
+            *lines,
+            *lines_of,
+            "if BLOCK_D == BLOCK_V:",
+            "    meet()",
+            "    query.store(out.to(query.dtype))",
+            "    meet()",
+            "    result = query.load(WIDE)",
+            f"    rows = {self._rows_in('WIDE')}",
+            "    dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
+            "    at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+            "    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < VALUE_DIM)",
+            "    tl.store(out_ptr + at[:, None] * VALUE_DIM + dims, result, mask=inside)",
+            "else:",
+            *("    " + line for line in self._finish()[-2:]),
+            "mbarrier.arrive(q_empty.index(lap % PLACES))",
+        ]
