@@ -172,18 +172,28 @@ def drawn_pairs(meaning: Meaning, evaluator: Evaluator, n: int) -> Iterator[tupl
     Raises:
         BudgetExceeded: there are too many to look at.
     """
+    looked = 0
     for i, term in enumerate(meaning.picks):
-        rows, columns = _drawn_tiles(term, evaluator, n)
-        yield from _pairs(meaning, i, evaluator, rows, columns, n)
+        for rows, columns in _drawn_tiles(term, evaluator, n):
+            looked = _count_pairs(looked, term, rows)
+            yield from _pairs(meaning, i, evaluator, rows, columns, n)
 
 
-def _drawn_tiles(term: Term, evaluator: Evaluator, n: int) -> tuple[Counts, Counts]:
-    """The (query block, key block) pairs that the first draw of a term picks."""
+def _count_pairs(looked: int, term: Term, rows: Counts) -> int:
+    """How many pairs were looked at with those of some drawn tiles."""
+    looked += len(rows) * _first_draw(term).block ** 2
+    if looked > MAX_PAIRS:
+        raise BudgetExceeded(f"the drawn tiles have over {MAX_PAIRS:,} pairs to look at")
+    return looked
+
+
+def _drawn_tiles(term: Term, evaluator: Evaluator, n: int) -> Iterator[tuple[Counts, Counts]]:
+    """The (query block, key block) pairs that the first draw of a term picks, in pieces."""
     choice = _first_draw(term)
-    rows = np.arange(-(-n // choice.block), dtype=np.int64)
-    columns = np.stack(evaluator.drawn(choice, term, rows * choice.block), 1)
-    real = columns >= 0
-    return np.broadcast_to(rows[:, None], columns.shape)[real], columns[real]
+    for rows in _pieces(-(-n // choice.block), max(1, _PIECE // choice.draws)):
+        columns = np.stack(evaluator.drawn(choice, term, rows * choice.block), 1)
+        real = columns >= 0
+        yield np.broadcast_to(rows[:, None], columns.shape)[real], columns[real]
 
 
 def _pairs(
@@ -192,8 +202,6 @@ def _pairs(
     """The pairs in some drawn tiles of a term that neither the static part nor an earlier term holds."""
     term = meaning.picks[index]
     block = _first_draw(term).block
-    if len(rows) * block**2 > MAX_PAIRS:
-        raise BudgetExceeded(f"the drawn tiles have over {MAX_PAIRS:,} pairs to look at")
     for at in _pieces(len(rows) * block**2, _PIECE):
         tile, inside = at // block**2, at % block**2
         q, k = rows[tile] * block + inside // block, columns[tile] * block + inside % block
@@ -218,13 +226,16 @@ def _holds(relation: Relation, q: Counts, k: Counts, n: int) -> Bools:
 
 def _closed(meaning: Meaning, evaluator: Evaluator, n: int) -> Degrees:
     out, into = row_counts(meaning.static, n), row_counts(meaning.static.inverse(), n)
+    looked = 0
     for i, term in enumerate(meaning.picks):
-        rows, columns = _drawn_tiles(term, evaluator, n)
-        whole = _whole(meaning, i, rows, columns, n)
-        _add_tiles(out, into, rows[whole], columns[whole], _first_draw(term).block)
-        for q, k in _pairs(meaning, i, evaluator, rows[~whole], columns[~whole], n):
-            np.add.at(out, q, 1)
-            np.add.at(into, k, 1)
+        for rows, columns in _drawn_tiles(term, evaluator, n):
+            whole = _whole(meaning, i, rows, columns, n)
+            if whole.any():
+                _add_tiles(out, into, rows[whole], columns[whole], _first_draw(term).block)
+            looked = _count_pairs(looked, term, rows[~whole])
+            for q, k in _pairs(meaning, i, evaluator, rows[~whole], columns[~whole], n):
+                np.add.at(out, q, 1)
+                np.add.at(into, k, 1)
     return Degrees(n, out, into)
 
 

@@ -19,6 +19,7 @@ from patternc.terms import Random
 
 MAX_MEMBERS = 64
 MAX_RUN = 1_024
+_PIECE = 1 << 15  # queries looked at together, each with up to 256 draws
 
 Layers: TypeAlias = list[Mask]
 """The mask of each layer, bottom first, at one n."""
@@ -102,8 +103,8 @@ def unread(pattern: Pattern, n: int, back: int, members: Sequence[tuple[int, int
     if n > MAX_WALK:
         raise BudgetExceeded(f"draws decide it, and n = {n:,} is over {MAX_WALK:,}, too large to look at each of them")
     held = [Evaluator(pattern.meaning(layer=layer, head=head), n, head, {}).holds for layer, head in members]
-    for start in range(back, n, 1 << 20):
-        rows = np.arange(start, min(n, start + (1 << 20)), dtype=np.int64)
+    for start in range(back, n, _PIECE):
+        rows = np.arange(start, min(n, start + _PIECE), dtype=np.int64)
         for reads in held:
             rows = rows[~reads(rows, rows - back)]
         if len(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import patternc as pc
 from patternc import dense
 from patternc.analysis import degrees as module
+from patternc.analysis import universality
 from patternc.analysis.degrees import Degrees, Distribution, degrees
 from patternc.relation import BudgetExceeded
 from patternc.testing import oracle_mask, patterns, random_inputs
@@ -156,3 +158,13 @@ def test_what_is_shown() -> None:
     assert data["n"] == 100
     assert data["keys_per_query"]["histogram"] == [[1, 1, 1], [2, 2, 1], [3, 3, 98]]
     assert data["queries_per_key"]["quantiles"]["0.5"] == 3
+
+
+def test_many_draws_are_counted_in_little_memory() -> None:
+    pattern, n = pc.parse("random(256)"), 1 << 15
+    for ask in (lambda: pattern.degrees(n).nnz == 256 * n, lambda: not universality.reads_itself(pattern, n)):
+        tracemalloc.start()
+        assert ask()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 200 << 20, "one array of all draws is 64 MiB, and several were made of each"
