@@ -248,28 +248,35 @@ _STEPS: dict = {}
 
 
 def _kept(phase, stride, scope, n_q, device):
-    """The steps of a phase; those that depend on lengths and heads alone are kept, if they are short."""
+    """The steps of a phase; those that depend on lengths and heads alone are kept, if there is room."""
     if "b" in phase.varies:
         yield from (step for steps in _built(phase, stride, scope, n_q, device) for step in steps)
         return
-    key = phase, stride, scope.n, n_q, int(scope.head[0]) if phase.varies else 0, str(device)
+    length = scope.n, n_q, str(device)
+    key = length, phase, stride, int(scope.head[0]) if phase.varies else 0
     found = _STEPS.get(key)
-    if found is None:
-        cpu = Scope(scope.n, scope.batch.cpu(), scope.head.cpu(), {})
-        built = _built(phase, stride, cpu, n_q, device)
-        first, second = next(built, []), next(built, None)
-        if second is not None:
-            yield from first
-            yield from second
-            for steps in built:
-                yield from steps
+    if found is not None:
+        yield from found[1]
+        return
+    cpu = Scope(scope.n, scope.batch.cpu(), scope.head.cpu(), {})
+    size, every = SMALL, []
+    for steps in _built(phase, stride, cpu, n_q, device):
+        tensors = {id(t): t for step in steps for t in (step.mask, step.queries.index, step.keys.index) if t is not None}
+        size += sum(t.numel() for t in tensors.values())
+        every = every + steps if size <= KEPT else []
+        yield from steps
+    if size <= KEPT:
+        _keep(key, size, every)
+
+
+def _keep(key, size, steps):
+    """Keep steps, in place of those of other lengths if need be: those of the same call are wanted again before these."""
+    others = [other for other in list(_STEPS) if other[0] != key[0]]
+    while sum(kept for kept, _ in list(_STEPS.values())) + size > KEPT:
+        if not others:
             return
-        size = sum(t.numel() for step in first for t in (step.mask, step.queries.index, step.keys.index) if t is not None)
-        found = size + SMALL, first
-        while _STEPS and sum(kept for kept, _ in list(_STEPS.values())) + found[0] > KEPT:
-            _STEPS.pop(next(iter(_STEPS)), None)
-        _STEPS[key] = found
-    yield from found[1]
+        _STEPS.pop(others.pop(0), None)
+    _STEPS[key] = size, steps
 
 
 def _built(phase, stride, scope, n_q, device):

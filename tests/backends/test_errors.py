@@ -168,7 +168,7 @@ def test_what_no_backend_can_run():
     q, k = Q.to(torch.float8_e4m3fn), K.to(torch.float8_e4m3fn)
     with pytest.raises(ValueError, match="no backend can run this call") as caught:
         pc.compile("causal")(q, k, k)
-    for name in ("triton", "torch", "reference"):
+    for name in ("gluon", "triton", "torch", "reference"):
         assert f"{name}: " in str(caught.value)
     assert "dtype float8_e4m3fn is not one of float16, bfloat16, float32, float64" in str(caught.value)
 
@@ -181,7 +181,9 @@ def test_the_reference_refuses_long_sequences():
         pc.compile("causal", backend="reference")(q, k, k)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("tritn", "did you mean 'triton'?"), ("xyz", "there are gluon, reference, torch, triton")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("tritn", "did you mean 'triton'?"), ("xyz", "there are gluon, reference, torch, triton")]
+)
 def test_unknown_backends(name, hint):
     with pytest.raises(ValueError, match="unknown backend") as caught:
         pc.compile("causal", backend=name)

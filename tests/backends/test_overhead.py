@@ -95,11 +95,11 @@ def test_both_routes_give_the_gradients_that_are_needed(wanted, used, monkeypatc
 def test_a_warm_call_looks_nothing_up(monkeypatch):
     attention = pc.compile("causal & window(11)")
     looked_up = []
-    for name in ("choose", "kernel"):
+    for name in ("serving", "kernel"):
         known = getattr(operator, name)
         monkeypatch.setattr(operator, name, lambda *a, known=known, name=name: looked_up.append(name) or known(*a))
     outcome(attention, CALL)
-    assert set(looked_up) == {"choose", "kernel"}
+    assert set(looked_up) == {"serving", "kernel"}
     looked_up.clear()
     outcome(attention, CALL)
     attention(CALL.q, CALL.k, CALL.v)
@@ -107,7 +107,7 @@ def test_a_warm_call_looks_nothing_up(monkeypatch):
         outcome(attention, CALL)
     assert looked_up == []
     attention(CALL.q[..., :5, :], CALL.k[..., :5, :], CALL.v[..., :5, :])
-    assert looked_up == ["choose", "kernel"]  # a backend may be chosen by the length
+    assert looked_up == ["serving", "kernel"]  # a backend may be chosen by the length
 
 
 def test_the_choice_sees_the_length_and_the_kernel_does_not():

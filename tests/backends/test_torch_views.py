@@ -233,18 +233,56 @@ def test_steps_are_kept_by_length():
         module.KEPT = limit
 
 
-def test_masks_without_end_are_not_kept():
-    """Where no two masks are alike, they are made in every call, some at a time."""
+def test_masks_without_end_are_not_kept(monkeypatch):
+    """Where no two masks are alike, and together they are too long, they are made in every call, some at a time."""
     text = "where((q*3 + k*5) % 7 < 2)"
     module = module_of(text)
-    limit = module.MASKED
-    try:
-        module.MASKED = 1 << 14
-        module._STEPS.clear()
+    monkeypatch.setattr(module, "_STEPS", {})
+    monkeypatch.setattr(module, "MASKED", 1 << 14)
+    monkeypatch.setattr(module, "KEPT", 1 << 16)
+    check(text, n=20, heads=2)
+    short = list(module._STEPS)
+    assert len(short) == 1
+    for _ in range(2):
         check(text, n=400, heads=2)
-        assert not module._STEPS
-    finally:
-        module.MASKED = limit
+        assert list(module._STEPS) == short
+
+
+DRAWN = "blocks(16, 1, 1) | random(3, block=16) | global([0..15])"
+
+
+def test_drawn_keys_are_kept(monkeypatch):
+    """Their masks are all different, for each head: many lists of steps to build, in the first call only."""
+    module = module_of(DRAWN)
+    monkeypatch.setattr(module, "_STEPS", {})
+    monkeypatch.setattr(module, "MASKED", 1 << 14)
+    built = []
+    monkeypatch.setattr(module, "_built", lambda *given, own=module._built: (built.append(x) or x for x in own(*given)))
+    check(DRAWN, n=1000, heads=2)
+    assert len(built) > 4
+    built.clear()
+    check(DRAWN, n=1000, heads=2)
+    assert not built
+
+
+def test_steps_of_one_call_leave_each_other_alone(monkeypatch):
+    """Without room for those of all heads, some are kept, not each until the next; other lengths make room."""
+    module = module_of(DRAWN)
+    monkeypatch.setattr(module, "_STEPS", {})
+    steps_of(DRAWN, 1000)
+    sizes = [size for size, _ in module._STEPS.values()]
+    assert len(sizes) == 5  # what heads have in common, and the draws of each
+    monkeypatch.setattr(module, "KEPT", sum(sizes[:3]) + max(sizes))
+    module._STEPS.clear()
+    steps_of(DRAWN, 1000)
+    kept = {key: id(steps) for key, (_, steps) in module._STEPS.items()}
+    assert 3 <= len(kept) < 5
+    steps_of(DRAWN, 1000)
+    assert {key: id(steps) for key, (_, steps) in module._STEPS.items()} == kept
+    steps_of(DRAWN, 1001)
+    assert not kept.keys() <= module._STEPS.keys()
+    assert len({length for length, *_ in module._STEPS} & {(1001, 1001, "cpu")}) == 1
+    assert sum(size for size, _ in module._STEPS.values()) <= module.KEPT
 
 
 def test_kept_steps_do_not_depend_on_inputs():
