@@ -81,7 +81,7 @@ def complete(plan: Plan, pattern: Pattern, layer: int | None, backend: str, requ
 
 
 @lru_cache(maxsize=1024)
-def failures(pattern: Pattern, layer: int | None, backend: str, request: Request) -> list[str]:  # noqa: ARG001
+def failures(pattern: Pattern, layer: int, backend: str, request: Request) -> list[str]:  # noqa: ARG001
     """Why a backend's kernels could not be compiled for a request (of length 0): a list to add to, which `serving` heeds."""
     return []
 
@@ -96,7 +96,7 @@ def serving(pattern: Pattern, layer: int | None, request: Request, backend: str 
     any_length = replace(request, length=0)
 
     def refused(one: Backend) -> list[str]:
-        known = [] if backend else failures(pattern, layer, one.name, any_length)
+        known = [] if backend else failures(pattern, layer or 0, one.name, any_length)
         return known or one.refused(plan_for(pattern, layer, one.name, any_length))
 
     return choose(request, backend, refused).name

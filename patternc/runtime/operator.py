@@ -179,7 +179,14 @@ def _gradients(
     module = module_of(program, layer, backend, q, v)
     if not hasattr(module, "backward"):
         module = module_of(program, layer, "torch", q, v)
-    dq, dk, dv = module.backward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale, out, lse, grad_out, grad_lse)
+    given = q, k, v, _by_name(module, inputs, scores=False), chosen, scale, out, lse, grad_out, grad_lse
+    try:
+        dq, dk, dv = module.backward(*given)
+    except Exception as error:
+        if backend or not _from_compiler(error):
+            raise
+        _give_up(program, layer, q, v, error)
+        return _gradients(q, k, v, inputs, chosen, program, layer, backend, scale, out, lse, grad_out, grad_lse)
     return dq, dk, dv
 
 
