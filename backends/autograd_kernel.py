@@ -24,7 +24,7 @@ class _Attention(torch.autograd.Function):
 def attention(q, k, v, *, scale=None, return_lse=False, **inputs):
     """Sparse attention of q (b, h, n_q, d), k (b, h_kv, n, d), v (b, h_kv, n, d_v): out (b, h, n_q, d_v), and lse if asked."""
     check_call(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)  # kernels are compiled for numbers of one type
     with torch.no_grad():
         chosen = selections(q, k, inputs)
     out, lse = _Attention.apply(q, k, v, inputs, chosen, scale)
