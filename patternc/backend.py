@@ -100,15 +100,19 @@ def backend_named(name: str) -> Backend:
     return known[name]
 
 
+def ranked() -> list[Backend]:
+    """All backends, the preferred one first."""
+    return sorted(backends().values(), key=lambda backend: -backend.rank)
+
+
 def choose(request: Request, name: str = "", refused: Callable[[Backend], list[str]] = lambda _: []) -> Backend:
     """The backend of that name, or without a name the preferred one, for a request; ``refused`` may add reasons against it.
 
     Raises:
         ValueError: it (or none) can serve the request; the message lists the reasons.
     """
-    ranked = [backend_named(name)] if name else sorted(backends().values(), key=lambda b: -b.rank)
     reasons = {}
-    for backend in ranked:
+    for backend in [backend_named(name)] if name else ranked():
         reasons[backend.name] = backend.unsupported(request) or refused(backend)
         if not reasons[backend.name]:
             return backend

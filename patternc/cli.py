@@ -192,7 +192,7 @@ def main() -> None:
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of flops and plans.")
 @click.option("--layer", type=click.IntRange(0), help="Only this layer, from the bottom.")
 @click.option("--plan", is_flag=True, help="Also print the plans of the kernel that were chosen and rejected, with costs.")
-@click.option("--backend", metavar="NAME", help="Whose plans (triton by default).")
+@click.option("--backend", metavar="NAME", help="Whose plans; by default of what would run it, on a Hopper GPU.")
 @click.option("--measure", is_flag=True, help="Also time the plans. Needs a CUDA device.")
 @_json
 @_reports_errors
@@ -225,7 +225,7 @@ def explain(
     found = _load(source, chosen)
     if layer is not None:
         found = [pattern.layer(layer) for pattern in found]
-    ask = _planner(backend or "triton", head_dim, n, measure) if plan else None
+    ask = _planner(backend, head_dim, n, measure) if plan else None
     results = [explained(pattern, n=n or 4096, head_dim=head_dim) for pattern in found]
     plans = [_plans(pattern, ask) if ask else [] for pattern in found]
     if as_json:
@@ -243,34 +243,37 @@ def explain(
             console.print(Text(str(choices.chosen.plan)), soft_wrap=True)
 
 
-def _planner(backend: str, head_dim: int, n: int | None, measure: bool) -> Callable[[Pattern], Choices]:
-    """What finds the plans of a pattern whose layers are alike."""
+def _planner(backend: str | None, head_dim: int, n: int | None, measure: bool) -> Callable[[Pattern], Choices]:
+    """What finds the plans of a pattern whose layers are alike: those of a backend, or of the one that would run it."""
     try:
         from patternc.backend import backend_named
         from patternc.report.choices import choices, measured
-        from patternc.runtime.compile import DEFAULT_REQUEST
+        from patternc.runtime.compile import DEFAULT_REQUEST, usual
     except ImportError as error:
         raise _Failure("no-plan", f"the lowering is not available here: {error}") from None
-    chosen = backend_named(backend)
-    if measure:
-        _needs_gpu()
-        return partial(measured, backend=backend, n=n or 32_768, head_dim=head_dim)
     request = replace(DEFAULT_REQUEST, head_dim=head_dim, value_dim=head_dim)
-    usual = chosen.unsupported(DEFAULT_REQUEST)  # what this machine lacks does not matter here
-    reasons = [reason for reason in chosen.unsupported(request) if reason not in usual]
-    if reasons:
-        raise _Failure("no-plan", f"the {backend} backend has no plan for this: {', '.join(reasons)}")
-    return partial(choices, backend=backend, request=request)
+    chosen = backend_named(backend) if backend else None
+    if measure:
+        request = replace(request, generation=_generation())
+        return lambda pattern: measured(pattern, backend or usual(pattern, None, request), n=n or 32_768, head_dim=head_dim)
+    if chosen:
+        lacking = chosen.unsupported(DEFAULT_REQUEST)  # what this machine lacks does not matter here
+        reasons = [reason for reason in chosen.unsupported(request) if reason not in lacking]
+        if reasons:
+            raise _Failure("no-plan", f"the {backend} backend has no plan for this: {', '.join(reasons)}")
+    return lambda pattern: choices(pattern, backend or usual(pattern, None, request), request)
 
 
-def _needs_gpu() -> None:
+def _generation() -> int:
+    """The generation of this machine's GPU, for a `Request`."""
     try:
         from patternc.runtime.bench import Setting
+        from patternc.runtime.operator import generation_of
     except ImportError as error:
         hint = "pip install 'patternc[kernels]'" if error.name in ("torch", "triton") else None
         raise _Failure("no-runtime", f"measuring is not available here: {error}", hint) from None
     try:
-        Setting("cuda")
+        return generation_of(Setting("cuda").device)
     except ValueError as error:
         message = f"--measure needs a CUDA device: {error}"
         raise _Failure("no-gpu", message, "without --measure, the predicted costs are printed") from None

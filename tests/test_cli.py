@@ -330,12 +330,26 @@ def test_explain_tells_the_plans_that_were_chosen_and_rejected() -> None:
 def test_plans_are_those_of_distinct_layers() -> None:
     shown = run("explain", "gemma3", "--plan", COLUMNS="160").stdout
     assert shown.count("plan chosen") == 2
-    assert "plans of layers 0-4 of every 6: triton backend" in shown
-    assert "plans of layer 5 of every 6: triton backend" in shown
+    assert "plans of layers 0-4 of every 6: gluon backend, cuda 9.x" in shown
+    assert "plans of layer 5 of every 6: gluon backend, cuda 9.x" in shown
     (entry,) = json.loads(run("explain", "gemma3", "--plan", "--layer", "5", "--json").stdout)
     assert entry["expression"] == "causal"
     assert [one["where"] for one in entry["choices"]] == [""]
     assert "choices" not in json.loads(run("explain", "gemma3", "--json").stdout)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "head_dim", "wanted"),
+    [("causal", 128, "gluon"), ("causal", 20, "triton"), ("causal & random(3)", 128, "triton"), ("causal", 512, "torch")],
+)
+def test_plans_are_those_of_what_would_run(text: str, head_dim: int, wanted: str) -> None:
+    """On a Hopper GPU, whatever is missing here."""
+    from patternc.backend import Request
+    from patternc.runtime.compile import plan_for
+
+    (entry,) = json.loads(run("explain", text, "--plan", "--head-dim", str(head_dim), "--json").stdout)
+    assert [one["backend"] for one in entry["choices"]] == [wanted]
+    assert entry["plan"] == [str(plan_for(pc.parse(text), None, wanted, Request("cuda", "bfloat16", head_dim, head_dim, 0)))]
 
 
 @pytest.mark.parametrize(
@@ -344,7 +358,7 @@ def test_plans_are_those_of_distinct_layers() -> None:
         (("--measure",), "usage"),
         (("--backend", "torch"), "usage"),
         (("--plan", "--backend", "tritn"), "value"),
-        (("--plan", "--head-dim", "512"), "no-plan"),
+        (("--plan", "--backend", "triton", "--head-dim", "512"), "no-plan"),
     ],
 )
 def test_options_of_plans_are_checked(arguments: tuple[str, ...], code: str) -> None:

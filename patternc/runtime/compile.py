@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import ModuleType
 
-from patternc.backend import Backend, Request, backend_named, choose
+from patternc.backend import Backend, Request, backend_named, choose, ranked
 from patternc.lower.cost import TileCost, work
 from patternc.lower.phases import lower, with_keys, with_queries
 from patternc.lower.plan import Plan
@@ -100,6 +100,17 @@ def serving(pattern: Pattern, layer: int | None, request: Request, backend: str 
         return known or one.refused(plan_for(pattern, layer, one.name, any_length))
 
     return choose(request, backend, refused).name
+
+
+def usual(pattern: Pattern, layer: int | None = None, request: Request = DEFAULT_REQUEST) -> str:
+    """The name of the preferred backend for a request, whatever this machine lacks to run it."""
+
+    def reasons(one: Backend) -> list[str]:
+        lacking = one.unsupported(DEFAULT_REQUEST)
+        found = [reason for reason in one.unsupported(request) if reason not in lacking]
+        return found or one.refused(plan_for(pattern, layer, one.name, request))
+
+    return next(one.name for one in ranked() if not reasons(one))
 
 
 @lru_cache(maxsize=512)

@@ -55,11 +55,12 @@ def _key(q: Tensor, v: Tensor) -> tuple[torch.device, torch.dtype, int, int, int
 
 
 def _request(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, length: int) -> Request:
-    return Request(device.type, str(dtype).removeprefix("torch."), head_dim, value_dim, length, _generation(device))
+    return Request(device.type, str(dtype).removeprefix("torch."), head_dim, value_dim, length, generation_of(device))
 
 
 @lru_cache(maxsize=64)
-def _generation(device: torch.device) -> int:
+def generation_of(device: torch.device) -> int:
+    """The major compute capability of an NVIDIA GPU, and 0 for everything else."""
     nvidia = device.type == "cuda" and torch.version.hip is None
     return torch.cuda.get_device_capability(device)[0] if nvidia else 0
 

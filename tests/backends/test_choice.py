@@ -1,5 +1,6 @@
 """Which backend runs a pattern: by the request, by the plan, and, where its kernels do not compile, by what is left."""
 
+import sys
 import warnings
 from dataclasses import replace
 
@@ -15,10 +16,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 from triton.compiler.errors import CompilationError  # noqa: E402 - needs triton
 
+from patternc.backends.emit_triton import TritonBackend  # noqa: E402
 from patternc.runtime import operator  # noqa: E402 - needs torch
-from patternc.runtime.compile import candidates, complete, failures, plan_for, serving  # noqa: E402
+from patternc.runtime.compile import candidates, complete, failures, plan_for, serving, usual  # noqa: E402
 
 HOPPER = Request("cuda", "bfloat16", 128, 128, 0, 9)
+CPU = Request("cpu", "float32", 16, 16, 0, 0)
 ONE_BY_ONE = "it copies tiles of keys, and this pattern picks keys one by one"
 
 
@@ -91,6 +94,14 @@ def test_a_plan_is_refused_by_name():
         serving(pc.parse("causal & random(3)"), None, HOPPER, "gluon")
 
 
+def test_what_usually_serves_a_pattern_does_not_depend_on_this_machine(monkeypatch):
+    monkeypatch.setattr(sys.modules[TritonBackend.__module__], "find_spec", lambda _: None)  # triton is not installed
+    for text, wanted in ON_HOPPER.items():
+        assert (serving(pc.parse(text), None, HOPPER), usual(pc.parse(text))) == ("torch", wanted)
+    assert usual(pc.parse("causal"), None, replace(HOPPER, generation=8)) == "triton"
+    assert usual(pc.parse("causal"), None, CPU) == "torch"
+
+
 def test_layers_may_be_served_by_different_backends():
     pattern = pc.parse("layers(causal + random(3))")
     assert [serving(pattern, layer, HOPPER) for layer in (0, 1)] == ["gluon", "triton"]
@@ -126,7 +137,6 @@ def test_a_plan_has_queries_of_its_own_where_tiles_differ(name):
 
 # Kernels that do not compile.
 
-CPU = Request("cpu", "float32", 16, 16, 0, 0)
 ERRORS = {
     "Triton's": lambda: CompilationError("out = a @", None, "no such product"),
     "the compiler's": lambda: RuntimeError("PassManager::run failed"),

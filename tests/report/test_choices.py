@@ -23,7 +23,8 @@ from patternc.runtime.compile import DEFAULT_REQUEST, Candidate, HeadChoices, ca
 
 STRIDED = "causal & (window(256) | stride(256))"
 MIXED = "heads(2 * (causal & (chunk(256) | summary(256, 8))) + (local(512) | global([0])))"
-REQUESTS = [("triton", DEFAULT_REQUEST), ("torch", Request("cpu", "float32", 64, 64, 1000)), ("several", DEFAULT_REQUEST)]
+CPU = Request("cpu", "float32", 64, 64, 1000)
+REQUESTS = [("triton", DEFAULT_REQUEST), ("gluon", DEFAULT_REQUEST), ("torch", CPU), ("several", DEFAULT_REQUEST)]
 
 
 class Several:
@@ -41,6 +42,12 @@ class Several:
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
         assert request.length == 0, "the choice may not depend on the length"
         return TileCost(Tile(32, 32), 1, 2, 1), TileCost(Tile(128, 64), 1, 2, 1), TileCost(Tile(64, 64), 1, 2, 1)
+
+    def refused(self, plan: object) -> list[str]:  # noqa: ARG002
+        return []
+
+    def query_tile(self, request: Request) -> Tile:  # noqa: ARG002
+        return Tile(16, 64)
 
     def key_tile(self, request: Request) -> Tile:  # noqa: ARG002
         return Tile(64, 32)
@@ -71,8 +78,9 @@ def test_the_first_is_what_runs(text: str, name: str, request_: Request) -> None
     pattern = pc.parse(text)
     found = candidates(pattern, None, name, request_)
     plan = plan_for(pattern, None, name, request_)
-    assert found[0].plan == replace(plan, key_tile=None, keys=())
+    assert found[0].plan == replace(plan, key_tile=None, keys=(), query_tile=None, queries=())
     assert (plan.key_tile is None) == (name == "torch")
+    assert name != "several" or plan.query_tile == Tile(16, 64)
     assert [one.cost for one in found] == sorted(one.cost for one in found)
     for one in found:
         assert one.plan.tile == one.unit.tile
