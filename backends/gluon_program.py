@@ -19,8 +19,12 @@ from .printer import triton
 from .triton_program import _PACKED, Forward, kinds
 
 _BARRIERS = {
-    "q_full": "128", "q_empty": "ROWS // 64",
-    "k_full": "1", "k_empty": "ROWS // 64", "v_full": "1", "v_empty": "ROWS // 64",
+    "q_full": "128",
+    "q_empty": "ROWS // 64",
+    "k_full": "1",
+    "k_empty": "ROWS // 64",
+    "v_full": "1",
+    "v_empty": "ROWS // 64",
 }
 """What is waited for, with the number of arrivals: rings of places for queries, for keys and for values."""
 
@@ -64,6 +68,7 @@ class Specialised(Forward):
     grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", "width, height, "
     constants = (*Forward.constants, "PLACES", "STAGES")
     own_constants = ", *places(blocks, rows, columns)"
+    most = "programs(1 << 30, rows, q.device)"
     described = "shared_view"
     always_copied = True
     drawn_from_table = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import indent
 
-from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Walk
+from patternc.lower.plan import Draws, Gather, Listed, Walk
 from patternc.scalar import FALSE, Scalar, Var, variables
 from patternc.terms import Document, Layout
 
@@ -90,7 +90,7 @@ def forward(programs: list[Forward]) -> str:
         body += lines
         target, lse = "out", "lse"
         if group.share:
-            lines, shape = _share(group, "heads", "rows", "columns")
+            lines, shape = _share(program, "heads", "rows", "columns")
             target, lse = f"left_{program.index}", f"left_{program.index}_lse"
             body += [
                 *lines,
@@ -150,7 +150,7 @@ def _queries(program: Queries) -> list[str]:
     body, arguments = _arguments(program)
     target = "dq"
     if group.share:
-        lines, shape = _share(group, "heads", "rows", "columns")
+        lines, shape = _share(program, "heads", "rows", "columns")
         target = f"left_{program.index}"
         body += [*lines, f"{target} = torch.empty({shape}, head_dim, dtype=torch.float32, device=q.device)"]
     elif not group.last:
@@ -173,7 +173,7 @@ def _key_pass(program: Keys) -> list[str]:
     body, arguments = _arguments(program)
     targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
     if group.share:
-        lines, shape = _share(group, "k.shape[1]", "rows", "columns")
+        lines, shape = _share(program, "k.shape[1]", "rows", "columns")
         targets = f"left_{program.index}_dk, left_{program.index}_dv"
         body += [
             *lines,
@@ -258,13 +258,14 @@ def packings(programs: list[Program]) -> list[str]:
     ]
 
 
-def _share(group: HeadPlan, heads: str, rows: str, columns: str) -> tuple[list[str], str]:
+def _share(program: Program, heads: str, rows: str, columns: str) -> tuple[list[str], str]:
     """Lines that set ``count_of`` row tiles and ``splits`` for a share, and the shape of what it leaves."""
+    group = program.group
     if group.rows.few:
         counts = " + ".join(f"max({python(loop.count)}, 0)" for loop in group.visits)
     else:
         counts = f"-(-(-(-n // {group.rows.period}) * {group.rows.width}) // {rows})"
-    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, n // {columns})"]
+    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, n // {columns}, {program.most})"]
     return lines, f"splits, batch, {heads}, count_of * {rows}"
 
 

@@ -147,21 +147,28 @@ def fold_key_one(dk, dv, scores, norm, delta, query, grad, value):
 
 
 @triton.jit(do_not_specialize=["rows", "splits"])
-def merge_kernel(out_ptr, lse_ptr, rows, splits, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def merge_kernel(out_ptr, lse_ptr, rows, splits, WIDTH: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr):
     """Outputs (splits, rows, WIDTH) with their log-sum-exp (splits, rows), merged into the first."""
     row = tl.program_id(0).to(tl.int64)
-    dims = tl.arange(0, BLOCK)
+    dims = tl.arange(0, BLOCK)[None, :]
     top = tl.full([1], float("-inf"), tl.float32)
     total = tl.zeros([1], tl.float32)
     acc = tl.zeros([1, BLOCK], tl.float32)
-    for i in range(splits):
-        at = i * rows + row
-        other = tl.load(out_ptr + at * WIDTH + dims, mask=dims < WIDTH, other=0.0)[None, :]
-        lse = tl.load(lse_ptr + at + tl.zeros([1], tl.int32)) * 1.4426950408889634
-        acc, total, top = join(acc, total, top, other, lse)
+    for first in range(0, splits, AT_ONCE):
+        part = first + tl.arange(0, AT_ONCE)
+        at = part * rows + row
+        inside = (part < splits)[:, None] & (dims < WIDTH)
+        others = tl.load(out_ptr + at[:, None] * WIDTH + dims, mask=inside, other=0.0)
+        lse = tl.load(lse_ptr + at, mask=part < splits, other=float("-inf")) * 1.4426950408889634
+        peak = tl.maximum(top, tl.max(lse, 0))
+        safe = tl.where(peak == float("-inf"), 0.0, peak)
+        decay, gain = tl.exp2(top - safe), tl.exp2(lse - safe)
+        acc = acc * decay[:, None] + tl.sum(others * gain[:, None], 0)[None, :]
+        total = total * decay + tl.sum(gain, 0)
+        top = peak
     empty = total == 0.0
     out = acc / tl.where(empty, 1.0, total)[:, None]
-    tl.store(out_ptr + row * WIDTH + dims[None, :], out, mask=(dims < WIDTH)[None, :])
+    tl.store(out_ptr + row * WIDTH + dims, out, mask=dims < WIDTH)
     lse = tl.where(empty, float("-inf"), (top + tl.log2(total)) * 0.6931471805599453)
     tl.store(lse_ptr + row + tl.zeros([1], tl.int32), lse)
 
@@ -270,16 +277,16 @@ def _place(kernel, case):
     return []
 
 
-def splits_of(programs, tiles):
-    """How many programs split the work on each of some long rows: enough to fill a GPU, with two tiles each or more."""
-    return max(1, min(1056 // max(1, programs), tiles // 2))
+def splits_of(programs, tiles, most):
+    """How many programs split the work on each of some long rows: to ``most`` in all, with two tiles each or more."""
+    return max(1, min(most // max(1, programs), tiles // 2))
 
 
 def merged(out, lse):
     """Partial outputs (splits, ..., rows, d_v) and log-sum-exps (splits, ..., rows) as one of each."""
     splits, rows = lse.shape[0], lse[0].numel()
     if splits > 1 and rows:
-        merge_kernel[(rows,)](out, lse, rows, splits, out.shape[-1], triton.next_power_of_2(out.shape[-1]), num_warps=1)
+        merge_kernel[(rows,)](out, lse, rows, splits, out.shape[-1], triton.next_power_of_2(out.shape[-1]), 16, num_warps=1)
     return out[0], lse[0]
 
 

@@ -118,6 +118,8 @@ class Program:
     _last_first = True
     grid, options, own_lengths, own_constants = "(width, height, 1)", "options", "", ""
     """Host expressions: the grid, what the launch says of warps, and what only this kind of kernel takes."""
+    most = "1056"
+    """How many programs the work on a few long rows is split among: some for each processor of a large GPU."""
     described = "described"
     """The host function that makes views for the copy engine; ``always_copied`` kernels load tiles in no other way.
 
