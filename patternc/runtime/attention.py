@@ -160,7 +160,7 @@ def compile(  # noqa: A001 - the library's own verb
 
     Args:
         layer: which layer, where the pattern's layers differ.
-        backend: "triton", "torch" or "reference"; by default the best one for the device of each call.
+        backend: "gluon", "triton", "torch" or "reference"; by default the best one for the device of each call.
         bound: runtime inputs to use in every call that does not give its own.
 
     Raises:
