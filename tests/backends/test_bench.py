@@ -365,3 +365,40 @@ def test_the_readme_shows_committed_results(render: ModuleType) -> None:
     for way in render.ways(shown[0]):
         chart = (ROOT / "tests" / "bench" / "results" / f"{way}.svg").read_text("utf-8")
         assert chart == render.chart(shown[0], way)
+
+
+CPU_ROW = {
+    "pattern": "window(2) | sinks(4)", "n": 2048, "density": 0.0312, "patternc_ms": 12.345, "sdpa_dense_mask_ms": 1234.5,
+    "flex_ms": 6.5, "patternc_train_ms": 100.4, "sdpa_dense_mask_train_ms": 9.0, "ratio_flex": 0.5265, "ratio_sdpa": 100.0,
+    "ratio_sdpa_train": 0.0896,
+}  # fmt: skip
+WITHOUT_FLEX = {key: value for key, value in CPU_ROW.items() if key != "flex_ms"} | {"ratio_flex": None}
+CPU_REPORT = {
+    "threads": 2, "processor": "a CPU", "heads": 4, "dim": 64, "torch": "2.13", "date": "2026-01-01", "commit": "abc",
+    "rows": [
+        CPU_ROW | {"n": 1024, "patternc_ms": 999.0},
+        CPU_ROW,
+        WITHOUT_FLEX | {"pattern": "causal", "commit": "def"},
+    ],
+}  # fmt: skip
+
+
+def test_the_rendered_table_of_a_cpu(render: ModuleType, tmp_path: Path) -> None:
+    results, readme = tmp_path / "times.json", tmp_path / "README.md"
+    results.write_text(json.dumps(CPU_REPORT), "utf-8")
+    readme.write_text("before\n<!-- cpu:begin -->\nold\n<!-- cpu:end -->\nafter\n", "utf-8")
+    for _ in range(2):
+        render.main([str(results), "--readme", str(readme), "--charts", str(tmp_path)])
+    text = readme.read_text("utf-8")
+    assert "n = 2,048. a CPU, 2 threads, float32, batch 1, 4 heads, head_dim 64, torch 2.13, 2026-01-01." in text
+    assert "| `window(2) \\| sinks(4)` | 3.1% | 12.3 | 6.5 | 1,234 | 0.526 | 100 | 100 | 9 | 0.0896 |" in text
+    assert "| `causal` | 3.1% | 12.3 | - | 1,234 | - | 100 | 100 | 9 | 0.0896 |" in text
+    assert "Measured at commit abc; `causal` at def.\n<!-- cpu:end -->\nafter" in text
+    assert "999" not in text
+    assert "old" not in text
+    assert not list(tmp_path.glob("*.svg"))
+
+
+def test_the_readme_shows_committed_results_of_a_cpu(render: ModuleType) -> None:
+    report = json.loads((ROOT / "tests" / "bench" / "results" / "cpu_2cores.json").read_text("utf-8"))
+    assert render.cpu_section(report) in (ROOT / "README.md").read_text("utf-8"), "run tests/bench/render.py"

@@ -1,9 +1,10 @@
-"""README's table of times and its charts, from what `gpu.py` measured.
+"""README's tables of times and its charts, from what `gpu.py` or `cpu.py` measured.
 
     python tests/bench/render.py tests/bench/results/h200.json
+    python tests/bench/render.py tests/bench/results/cpu_2cores.json
 
-Writes `results/forward.svg`, `results/backward.svg` where the backward pass was measured, and the part of README.md
-between the markers. Ratios are to FlexAttention's FLASH backend where that ran, and else to TRITON.
+Writes the part of README.md between the markers; of times on a GPU also `results/forward.svg`, and `results/backward.svg`
+where the backward pass was measured. Ratios on a GPU are to FlexAttention's FLASH backend where that ran, and else to TRITON.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from patternc.report.bars import Bar, Bars, bars_svg
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+MARKERS = "<!-- {}:begin -->", "<!-- {}:end -->"
 NAMES = {"patternc": "patternc", "flex-flash": "Flex FLASH", "flex": "Flex TRITON"}
 WAYS = ("forward", "backward")
 
@@ -117,23 +118,51 @@ def section(report):
     return "\n\n".join(parts)
 
 
-def replaced(readme, text):
+def cpu_section(report):
+    """The same of times on a CPU, at the longest length."""
+    n = max(row["n"] for row in report["rows"])
+    rows = [row for row in report["rows"] if row["n"] == n]
+    shapes = f"float32, batch 1, {report['heads']} heads, head_dim {report['dim']}"
+    machine = f"{report['processor']}, {report['threads']} threads, {shapes}, torch {report['torch']}, {report['date']}"
+    heads = ["pattern", "density", "patternc", "Flex", "dense", "vs Flex", "vs dense", "trained", "dense", "vs dense"]
+    lines = [f"n = {n:,}. {machine}.", "", "| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for row in rows:
+        times = [row["patternc_ms"], row.get("flex_ms"), row["sdpa_dense_mask_ms"]]
+        ratios = [row["ratio_flex"], row["ratio_sdpa"]]
+        trained = [row["patternc_train_ms"], row["sdpa_dense_mask_train_ms"]]
+        name = "`" + row["pattern"].replace("|", "\\|") + "`"
+        cells = [name, f"{row['density']:.1%}", *map(_short, times), *map(_short, ratios)]
+        lines.append("| " + " | ".join([*cells, *map(_short, trained), _short(row["ratio_sdpa_train"])]) + " |")
+    later = [f"; `{row['pattern']}` at {row['commit']}" for row in rows if "commit" in row]
+    return "\n".join([*lines, "", f"Measured at commit {report['commit']}{''.join(later)}."])
+
+
+def _short(number):
+    """Three digits, and no decimals of large numbers."""
+    return "-" if number is None else f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def replaced(readme, text, name="bench"):
     """README with another text between its markers."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise SystemExit(f"README.md must hold {BEGIN} and {END} once each")
-    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{text}\n{END}", readme, flags=re.DOTALL)
+    begin, end = (marker.format(name) for marker in MARKERS)
+    if readme.count(begin) != 1 or readme.count(end) != 1:
+        raise SystemExit(f"README.md must hold {begin} and {end} once each")
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", readme, flags=re.DOTALL)
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="what gpu.py wrote")
+    parser.add_argument("report", type=Path, help="what gpu.py or cpu.py wrote")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--charts", type=Path, default=RESULTS, help="the folder of the charts")
     args = parser.parse_args(arguments)
     report = json.loads(args.report.read_text(encoding="utf-8"))
+    readme = args.readme.read_text(encoding="utf-8")
+    if "threads" in report:
+        args.readme.write_text(replaced(readme, cpu_section(report), "cpu"), encoding="utf-8")
+        return
     for way in ways(report):
         (args.charts / f"{way}.svg").write_text(chart(report, way), encoding="utf-8")
-    readme = args.readme.read_text(encoding="utf-8")
     args.readme.write_text(replaced(readme, section(report)), encoding="utf-8")
 
 
