@@ -8,22 +8,46 @@
 >>> out = attn(q, k, v)  # doctest: +SKIP
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from patternc.diagnostics import PatternError
 from patternc.pattern import Pattern, parse, preset, presets
 
 if TYPE_CHECKING:
+    from patternc import selection
+    from patternc.combine import gated, merge, with_sink
+    from patternc.compression import compress, compressed_mask
     from patternc.runtime.attention import Attention, attention, compile  # noqa: A004
 
 __version__ = "0.1.0"
-__all__ = ["Attention", "Pattern", "PatternError", "attention", "compile", "parse", "preset", "presets"]
+__all__ = [
+    "Attention",
+    "Pattern",
+    "PatternError",
+    "attention",
+    "compile",
+    "compress",
+    "compressed_mask",
+    "gated",
+    "merge",
+    "parse",
+    "preset",
+    "presets",
+    "selection",
+    "with_sink",
+]
+_WITH_TORCH = {
+    **dict.fromkeys(("Attention", "attention", "compile"), "patternc.runtime.attention"),
+    **dict.fromkeys(("compress", "compressed_mask"), "patternc.compression"),
+    **dict.fromkeys(("gated", "merge", "with_sink"), "patternc.combine"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`compile`, `attention` and `Attention` need torch; it is imported when one of them is first used."""
-    if name in ("Attention", "attention", "compile"):
-        from patternc.runtime import attention as runtime
-
-        return getattr(runtime, name)
+    """What needs torch; it is imported when one of these is first used."""
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
+    if name == "selection":
+        return import_module("patternc.selection")
     raise AttributeError(f"module 'patternc' has no attribute '{name}'")

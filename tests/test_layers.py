@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ["source", "diagnostics", "scalar", "relation", "terms", "random_edges", "language", "dense", "pattern"]
-ORDER += ["lower", "analysis", "backend", "runtime", "__init__", "report", "cli", "__main__", "testing"]
+ORDER += ["lower", "analysis", "backend", "combine", "compression", "runtime", "selection"]
+ORDER += ["__init__", "report", "cli", "__main__", "testing"]
 FACADES = {"pattern", "__init__"}  # may reach up, but not while they are imported: everything hangs on what a user holds
 CORE = sorted((ROOT / "patternc").rglob("*.py"))
 BACKENDS = sorted((ROOT / "backends").rglob("*.py"))

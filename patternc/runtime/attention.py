@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patternc.backend import Request, backend_named
+from patternc.combine import check_sink, with_sink
 from patternc.diagnostics import suggest
 from patternc.pattern import Pattern, parse
 from patternc.runtime import operator
@@ -63,14 +64,38 @@ class Attention:
 
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: Literal[False] = False, **inputs: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        sink_logit: Tensor | None = None,
+        **inputs: Any,
     ) -> Tensor: ...
     @overload
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: Literal[True], **inputs: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[True],
+        sink_logit: Tensor | None = None,
+        **inputs: Any,
     ) -> tuple[Tensor, Tensor]: ...
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, return_lse: bool = False, **inputs: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        sink_logit: Tensor | None = None,
+        **inputs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """O = softmax(Q K^T * scale + mask) V, where the mask is the pattern: -inf where query q may not read key k.
 
@@ -80,11 +105,14 @@ class Attention:
             v: (B, Hkv, Nk, Dv).
             scale: the factor on the scores, 1 / sqrt(D) by default.
             return_lse: also return the log-sum-exp of the scaled, masked scores.
+            sink_logit: (H,), one more logit for each head, unscaled and without a value, as in gpt-oss; it is part of the
+                softmax and of the log-sum-exp. See `patternc.with_sink`.
             inputs: the pattern's runtime inputs by name (block tables, document ids or cu_seqlens, scores).
 
         Returns:
             out (B, H, Nq, Dv) in q's dtype; with ``return_lse`` also lse (B, H, Nq) in float32. Both are differentiable in
-            q, k and v. A query without keys gets output 0, log-sum-exp -inf and zero gradients.
+            q, k, v and sink_logit. A query without keys gets output 0, log-sum-exp -inf (the sink, where there is one) and
+            zero gradients.
 
         Raises:
             ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
@@ -98,6 +126,8 @@ class Attention:
             check_call(q, k, v)
             if k.shape[2] > MAX_LENGTH:
                 raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {MAX_LENGTH:,}")
+        if sink_logit is not None:
+            check_sink(sink_logit, q)
         given = self._inputs(inputs) if self._names or inputs or self.bound else {}
         for name, t in given.items():
             if not (name in self._selects and callable(t)):
@@ -116,6 +146,8 @@ class Attention:
         scale = float(q.shape[3] ** -0.5 if scale is None else scale)
         run = operator.call if direct else operator.attention
         out, lse = run(q, k, v, kept, chosen, program, layer, backend, scale)
+        if sink_logit is not None:
+            out, lse = with_sink(out, lse, sink_logit)
         return (out, lse) if return_lse else out
 
     def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +227,9 @@ def attention(
     backend: str | None = None,
     scale: float | None = None,
     return_lse: bool = False,
+    sink_logit: Tensor | None = None,
     **inputs: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Sparse attention in one call; the pattern is compiled once and kept. See `Attention` for the arguments."""
-    return _compiled(pattern, layer, backend)(q, k, v, scale=scale, return_lse=return_lse, **inputs)  # type: ignore[call-overload,no-any-return]
+    run = _compiled(pattern, layer, backend)
+    return run(q, k, v, scale=scale, return_lse=return_lse, sink_logit=sink_logit, **inputs)  # type: ignore[call-overload,no-any-return]
