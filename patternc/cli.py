@@ -248,20 +248,25 @@ def _planner(backend: str | None, head_dim: int, n: int | None, measure: bool) -
     try:
         from patternc.backend import backend_named
         from patternc.report.choices import choices, measured
-        from patternc.runtime.compile import DEFAULT_REQUEST, usual
+        from patternc.runtime.compile import DEFAULT_REQUEST, plan_for, usual
     except ImportError as error:
         raise _Failure("no-plan", f"the lowering is not available here: {error}") from None
     request = replace(DEFAULT_REQUEST, head_dim=head_dim, value_dim=head_dim)
-    chosen = backend_named(backend) if backend else None
     if measure:
         request = replace(request, generation=_generation())
         return lambda pattern: measured(pattern, backend or usual(pattern, None, request), n=n or 32_768, head_dim=head_dim)
-    if chosen:
-        lacking = chosen.unsupported(DEFAULT_REQUEST)  # what this machine lacks does not matter here
-        reasons = [reason for reason in chosen.unsupported(request) if reason not in lacking]
-        if reasons:
-            raise _Failure("no-plan", f"the {backend} backend has no plan for this: {', '.join(reasons)}")
-    return lambda pattern: choices(pattern, backend or usual(pattern, None, request), request)
+    if backend is None:
+        return lambda pattern: choices(pattern, usual(pattern, None, request), request)
+    chosen = backend_named(backend)
+    lacking = chosen.unsupported(DEFAULT_REQUEST)  # what this machine lacks does not matter here
+    wrong = [reason for reason in chosen.unsupported(request) if reason not in lacking]
+
+    def ask(pattern: Pattern) -> Choices:
+        if reasons := wrong or chosen.refused(plan_for(pattern, None, chosen.name, request)):
+            raise _Failure("no-plan", f"the {chosen.name} backend has no plan for this: {', '.join(reasons)}")
+        return choices(pattern, chosen.name, request)
+
+    return ask
 
 
 def _generation() -> int:

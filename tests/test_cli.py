@@ -359,6 +359,7 @@ def test_plans_are_those_of_what_would_run(text: str, head_dim: int, wanted: str
         (("--backend", "torch"), "usage"),
         (("--plan", "--backend", "tritn"), "value"),
         (("--plan", "--backend", "triton", "--head-dim", "512"), "no-plan"),
+        (("--plan", "--backend", "gluon", "--head-dim", "20"), "no-plan"),
     ],
 )
 def test_options_of_plans_are_checked(arguments: tuple[str, ...], code: str) -> None:
@@ -366,6 +367,17 @@ def test_options_of_plans_are_checked(arguments: tuple[str, ...], code: str) -> 
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error[{code}]: ")
     assert json.loads(run("explain", "causal", *arguments, "--json").stdout)["error"]["code"] == code
+
+
+def test_a_backend_may_have_no_plan() -> None:
+    reason = "it copies tiles of keys, and this pattern picks keys one by one"
+    result = run("explain", "causal & random(3)", "--plan", "--backend", "gluon")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error[no-plan]: the gluon backend has no plan for this: {reason}")
+    result = run("emit", "causal & random(3)", "--backend", "gluon")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error[value]: the gluon backend cannot run this pattern: {reason}")
+    assert "Sparse attention, gluon backend: causal" in run("emit", "causal", "--backend", "gluon").stdout
 
 
 def test_measuring_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,8 +115,15 @@ def usual(pattern: Pattern, layer: int | None = None, request: Request = DEFAULT
 
 @lru_cache(maxsize=512)
 def emit_source(pattern: Pattern, backend: str = "triton", layer: int | None = None, request: Request = DEFAULT_REQUEST) -> str:
-    """A standalone source file for a pattern. Needs no torch, and no GPU."""
-    return backend_named(backend).emit(plan_for(pattern, layer, backend, request))
+    """A standalone source file for a pattern. Needs no torch, and no GPU.
+
+    Raises:
+        ValueError: the backend refuses the plan; the message lists the reasons.
+    """
+    chosen, plan = backend_named(backend), plan_for(pattern, layer, backend, request)
+    if reasons := chosen.refused(plan):
+        raise ValueError(f"the {backend} backend cannot run this pattern: {', '.join(reasons)}")
+    return chosen.emit(plan)
 
 
 @lru_cache(maxsize=1024)
