@@ -378,7 +378,7 @@ CPU_REPORT = {
     "rows": [
         CPU_ROW | {"n": 1024, "patternc_ms": 999.0},
         CPU_ROW,
-        WITHOUT_FLEX | {"pattern": "causal", "commit": "def"},
+        WITHOUT_FLEX | {"pattern": "causal", "commit": "def", "note": "alone"},
     ],
 }  # fmt: skip
 
@@ -393,7 +393,7 @@ def test_the_rendered_table_of_a_cpu(render: ModuleType, tmp_path: Path) -> None
     assert "n = 2,048. a CPU, 2 threads, float32, batch 1, 4 heads, head_dim 64, torch 2.13, 2026-01-01." in text
     assert "| `window(2) \\| sinks(4)` | 3.1% | 12.3 | 6.5 | 1,234 | 0.526 | 100 | 100 | 9 | 0.0896 |" in text
     assert "| `causal` | 3.1% | 12.3 | - | 1,234 | - | 100 | 100 | 9 | 0.0896 |" in text
-    assert "Measured at commit abc; `causal` at def.\n<!-- cpu:end -->\nafter" in text
+    assert "Measured at commit abc; `causal` at def (alone).\n<!-- cpu:end -->\nafter" in text
     assert "999" not in text
     assert "old" not in text
     assert not list(tmp_path.glob("*.svg"))

@@ -133,8 +133,12 @@ def cpu_section(report):
         name = "`" + row["pattern"].replace("|", "\\|") + "`"
         cells = [name, f"{row['density']:.1%}", *map(_short, times), *map(_short, ratios)]
         lines.append("| " + " | ".join([*cells, *map(_short, trained), _short(row["ratio_sdpa_train"])]) + " |")
-    later = [f"; `{row['pattern']}` at {row['commit']}" for row in rows if "commit" in row]
+    later = [f"; `{row['pattern']}` at {row['commit']}{_note(row)}" for row in rows if "commit" in row]
     return "\n".join([*lines, "", f"Measured at commit {report['commit']}{''.join(later)}."])
+
+
+def _note(row):
+    return f" ({row['note']})" if "note" in row else ""
 
 
 def _short(number):
