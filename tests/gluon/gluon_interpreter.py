@@ -1,0 +1,355 @@
+"""A small interpreter of what emitted Gluon kernels do: warpgroups are threads, tiles numpy arrays.
+
+Triton's own interpreter knows nothing of Gluon. Here a kernel's functions run as they stand, in Python, with stand-ins for the
+names they use. Barriers count arrivals and bytes as those of the hardware do, and a wait that nobody ends is an error, so
+that the protocol between the warpgroups is tested with the arithmetic. Layouts, registers and timing are not.
+"""
+
+from __future__ import annotations
+
+import ast
+import threading
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from triton.runtime.jit import JITFunction
+
+PATIENCE = 20.0
+"""Seconds after which a wait counts as a deadlock."""
+
+
+class Stuck(AssertionError):
+    """A warpgroup waits for something that does not come."""
+
+
+class Tile:
+    """Numbers, or one number, as a kernel sees them."""
+
+    def __init__(self, data):
+        self.data = np.asarray(data)
+
+    dtype = property(lambda self: self.data.dtype)
+    shape = property(lambda self: self.data.shape)
+
+    def to(self, dtype):
+        return Tile(self.data.astype(dtype) if isinstance(dtype, (str, type, np.dtype)) else self.data)
+
+    def permute(self, axes):
+        return Tile(self.data.transpose(axes))
+
+    def reshape(self, shape):
+        return Tile(self.data.reshape(shape))
+
+    def __getitem__(self, key):
+        return Tile(self.data[key])
+
+    def __index__(self):
+        return int(self.data)
+
+    def __bool__(self):
+        return bool(self.data)
+
+
+def plain(x):
+    return x.data if isinstance(x, Tile) else x
+
+
+def _operator(name):
+    def apply(self, other):
+        if isinstance(other, Pointer):
+            return other + self
+        with np.errstate(all="ignore"):
+            return Tile(getattr(np, name)(self.data, plain(other)))
+
+    def reflected(self, other):
+        with np.errstate(all="ignore"):
+            return Tile(getattr(np, name)(plain(other), self.data))
+
+    return apply, reflected
+
+
+def _toward_zero(a, b):
+    return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))).astype(np.result_type(a, b))
+
+
+for _symbol, _name in {
+    "add": "add",
+    "sub": "subtract",
+    "mul": "multiply",
+    "truediv": "true_divide",
+    "and": "bitwise_and",
+    "or": "bitwise_or",
+    "xor": "bitwise_xor",
+    "lt": "less",
+    "le": "less_equal",
+    "gt": "greater",
+    "ge": "greater_equal",
+    "eq": "equal",
+    "ne": "not_equal",
+}.items():
+    _forward, _reflected = _operator(_name)
+    setattr(Tile, f"__{_symbol}__", _forward)
+    setattr(Tile, f"__r{_symbol}__", _reflected)
+Tile.__hash__ = None
+Tile.__floordiv__ = lambda self, other: Tile(_toward_zero(self.data, plain(other)))
+Tile.__mod__ = lambda self, other: Tile(self.data - _toward_zero(self.data, plain(other)) * plain(other))
+Tile.__neg__ = lambda self: Tile(-self.data)
+
+
+class Pointer:
+    """Addresses in the memory of a tensor, which may be read and written from its first element on."""
+
+    def __init__(self, memory, at=0):
+        self.memory, self.at = memory, np.asarray(at)
+        self.dtype = SimpleNamespace(element_ty=memory.dtype)
+
+    @classmethod
+    def to_tensor(cls, t):
+        rest = t.untyped_storage().nbytes() // t.element_size() - t.storage_offset()
+        return cls(t.as_strided((rest,), (1,)).numpy())
+
+    def __add__(self, offset):
+        return Pointer(self.memory, self.at + plain(offset))
+
+    def __sub__(self, offset):
+        return Pointer(self.memory, self.at - plain(offset))
+
+
+def load(pointer, mask=True, other=0):
+    at, mask = np.broadcast_arrays(pointer.at, plain(mask))
+    assert not mask.any() or (at[mask].min() >= 0 and at[mask].max() < len(pointer.memory)), "a load out of bounds"
+    return Tile(np.where(mask, pointer.memory[np.where(mask, at, 0)] if len(pointer.memory) else 0, plain(other)))
+
+
+def store(pointer, value, mask=True):
+    at, value, mask = np.broadcast_arrays(pointer.at, plain(value), plain(mask))
+    pointer.memory[at[mask]] = value[mask]
+
+
+class Barrier:
+    """An mbarrier: a phase ends when all arrivals and all announced bytes have come."""
+
+    def __init__(self, count, failed):
+        self._count, self._pending, self._bytes, self._phase = count, count, 0, 0
+        self._changed, self._failed = threading.Condition(), failed
+
+    def arrive(self, count=1, size=0):
+        with self._changed:
+            self._bytes += size
+            self._pending -= count
+            assert self._pending >= 0, "more arrivals than a barrier counts"
+            self._turn()
+
+    def came(self, size):
+        with self._changed:
+            self._bytes -= size
+            self._turn()
+
+    def _turn(self):
+        if self._pending == 0 and self._bytes == 0:
+            self._phase, self._pending = self._phase ^ 1, self._count
+            self._changed.notify_all()
+
+    def wait(self, phase):
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._phase != int(phase) or self._failed.is_set(), PATIENCE)
+        if not done or self._failed.is_set():
+            raise Stuck("a barrier that nobody completes")
+
+
+class Place:
+    """A tile in shared memory; nobody reads one that was never written."""
+
+    def __init__(self):
+        self.tile = None
+
+    def store(self, value):
+        self.tile = Tile(np.array(plain(value)))
+
+    def load(self, _layout):
+        return Tile(self.tile.data.copy())
+
+    def reshape(self, shape):
+        return Tile(self.tile.data.reshape([int(size) for size in shape]))
+
+    dtype = property(lambda self: self.tile.dtype)
+
+
+class Ring:
+    """Places in shared memory, or barriers."""
+
+    def __init__(self, places):
+        self._places = places
+
+    def index(self, i):
+        return self._places[int(i)]
+
+
+def copy_by_engine(view, at, barrier, place):
+    """What the copy engine does: rows out of bounds are zeros."""
+    source = torch.as_strided(view.base, view.shape, view.strides, view.base.storage_offset())
+    batch, head, residue, first, dim = (int(x) for x in at)
+    *_, rows, wide = view.block_shape
+    tile = np.zeros((rows, wide), source.numpy().dtype)
+    low, high = max(first, 0), min(first + rows, view.shape[3])
+    if low < high and residue < view.shape[2]:
+        found = source[batch, head, residue, low:high, dim:].numpy()
+        tile[low - first : high - first, : found.shape[1]] = found
+    place.store(tile)
+    barrier.came(2 * tile.size)  # kernels count 16-bit elements
+
+
+def multiply(a, b, acc, *, use_acc=True, is_async=False):
+    a = a.tile if isinstance(a, Place) else a
+    return Tile(a.data @ plain(b) + (acc.data if use_acc else 0))
+
+
+def waited(_left, deps):
+    return deps[0] if len(deps) == 1 else tuple(deps)
+
+
+def _reduced(function):
+    return lambda x, axis: Tile(function(x.data, axis))
+
+
+def _elementwise(function):
+    def apply(*args):
+        with np.errstate(all="ignore"):
+            return Tile(function(*map(plain, args)))
+
+    return apply
+
+
+def names(program, grid):
+    """The stand-ins for Triton's and Gluon's names, for one program of a grid."""
+    arange = lambda start, end, layout=None: Tile(np.arange(start, end, dtype=np.int32))  # noqa: E731
+    filled = lambda shape, value, dtype, layout=None: Tile(np.full(shape, value, dtype))  # noqa: E731
+    zeros = lambda shape, dtype, layout=None: Tile(np.zeros(shape, dtype))  # noqa: E731
+    common = {
+        "arange": arange,
+        "full": filled,
+        "zeros": zeros,
+        "int32": np.int32,
+        "int64": np.int64,
+        "float32": np.float32,
+        "program_id": lambda axis: Tile(np.int32(program[axis])),
+        "num_programs": lambda axis: Tile(np.int32(grid[axis])),
+        "maximum": _elementwise(np.maximum),
+        "minimum": _elementwise(np.minimum),
+        "where": _elementwise(np.where),
+        "exp2": _elementwise(np.exp2),
+        "log2": _elementwise(np.log2),
+        "max": _reduced(np.max),
+        "sum": _reduced(np.sum),
+        "load": load,
+        "store": store,
+    }
+    layouts = ("NVMMADistributedLayout", "SliceLayout", "BlockedLayout", "DotOperandLayout")
+    gl = {name: lambda *_: None for name in layouts} | {"convert_layout": lambda x, _: x, "static_range": range}
+    return {
+        "tl": SimpleNamespace(**common),
+        "gl": SimpleNamespace(**common, **gl),
+        "meet": lambda: None,
+        "fence_async_shared": lambda: None,
+        "warpgroup_mma": multiply,
+        "warpgroup_mma_wait": waited,
+        "tma": SimpleNamespace(async_copy_global_to_shared=copy_by_engine),
+        "async_copy": SimpleNamespace(
+            async_copy_global_to_shared=lambda place, pointer, mask: place.store(load(pointer, mask)),
+            mbarrier_arrive=lambda barrier, increment_count: barrier.arrive(128),
+        ),
+        "mbarrier": SimpleNamespace(
+            wait=lambda barrier, phase: barrier.wait(phase),
+            expect=lambda barrier, size: barrier.arrive(1, int(size)),
+            arrive=lambda barrier: barrier.arrive(),
+        ),
+    }
+
+
+class _Numbers(ast.NodeTransformer):
+    """Whole numbers become tiles where they are given a name, as Triton has it."""
+
+    def visit_Assign(self, node):
+        if isinstance(node.targets[0], ast.Name):
+            node.value = ast.Call(ast.Name("number", ast.Load()), [node.value], [])
+        return node
+
+
+def number(x):
+    return Tile(np.int32(x)) if type(x) is int else x
+
+
+def counted(*bounds):
+    return map(number, range(*map(int, bounds)))
+
+
+@lru_cache(maxsize=512)
+def compiled(function):
+    """The code of a kernel's function."""
+    tree = ast.fix_missing_locations(_Numbers().visit(ast.parse(function.src)))
+    return compile(tree, function.fn.__code__.co_filename, "exec")
+
+
+def functions(module, program, grid):
+    """The kernels' functions of a module, in Python."""
+    found = dict(vars(module)) | names(program, grid) | {"range": counted, "number": number}
+    for value in vars(module).values():
+        if isinstance(value, JITFunction):
+            exec(compiled(value), found)
+    return found
+
+
+def run(module, kernel, grid, given):
+    """Runs a kernel of an emitted module: every program in turn, its warpgroups together."""
+    arguments = dict(zip(kernel.arg_names, given, strict=True))
+    values = {name: _argument(name, value, kernel) for name, value in arguments.items()}
+    for x in range(grid[0]):
+        for y in range(grid[1]):
+            _program(module, kernel, (x, y), grid, values)
+
+
+def _argument(name, value, kernel):
+    if isinstance(value, torch.Tensor):
+        return Pointer.to_tensor(value)
+    if isinstance(value, int) and not isinstance(value, bool) and not kernel.params[kernel.arg_names.index(name)].is_constexpr:
+        return Tile(np.int64(value) if name.startswith("stride") else np.int32(value))
+    return value
+
+
+def _program(module, kernel, program, grid, values):
+    found = functions(module, program, grid)
+    if not kernel.is_gluon():
+        found[kernel.__name__](**values)
+        return
+    rows, ring, ahead, failed = values["ROWS"], values["STAGES"], values["PLACES"], threading.Event()
+    shared = {"q_s": Ring([Place() for _ in range(ahead * rows // 64)])}
+    shared |= {name: Ring([Place() for _ in range(ring)]) for name in ("k_s", "v_s")}
+    for name, size, full in (("q", ahead, 128), ("k", ring, 1), ("v", ring, 1)):
+        shared[f"{name}_full"] = Ring([Barrier(full, failed) for _ in range(size)])
+        shared[f"{name}_empty"] = Ring([Barrier(rows // 64, failed) for _ in range(size)])
+    errors: list[BaseException] = []
+
+    def start(function, given):
+        wanted = function.__code__.co_varnames[: function.__code__.co_argcount]
+        try:
+            function(**{name: value for name, value in given.items() if name in wanted})
+        except BaseException as error:
+            errors.append(error)
+            failed.set()
+            for one in shared.values():
+                for place in one._places:
+                    if isinstance(place, Barrier):
+                        with place._changed:
+                            place._changed.notify_all()
+
+    groups = [(found[f"{kernel.__name__}_copies"], values | shared)]
+    groups += [(found[f"{kernel.__name__}_consumer"], values | shared | {"SLOT": slot}) for slot in range(rows // 64)]
+    threads = [threading.Thread(target=start, args=group) for group in groups]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise next((error for error in errors if not isinstance(error, Stuck)), errors[0])
