@@ -72,6 +72,22 @@ def test_gradients_of_a_merge_by_differences():
     assert torch.autograd.gradcheck(lambda *t: pc.merge(t[:3], t[3:]), leaves(*outs, *lses))
 
 
+@pytest.mark.parametrize("poison", [0.0, torch.nan])
+def test_rows_without_keys_have_no_gradient(poison):
+    """The lses are leaves here, so that nothing after the merge hides a NaN."""
+    outs, lses = [normal(i, 1, 1, 3, 2) for i in range(2)], [normal(2 + i, 1, 1, 3) for i in range(2)]
+    for part, row in ((0, 0), (1, 0), (1, 2)):
+        lses[part][0, 0, row], outs[part][0, 0, row] = -torch.inf, poison
+    tensors = leaves(*outs, *lses)
+    out, lse = pc.merge(tensors[:2], tensors[2:])
+    assert out[0, 0, 0].tolist() == [0, 0]
+    assert lse[0, 0, 0] == -torch.inf
+    same([out[0, 0, 2], lse[0, 0, 2]], [outs[0][0, 0, 2], lses[0][0, 0, 2]])
+    grads = torch.autograd.grad(out.sum() + finite(lse).sum(), tensors)
+    assert all(bool(g.isfinite().all()) for g in grads)
+    assert all(bool((g[0, 0, row] == 0).all()) for part, row in ((0, 0), (1, 0), (1, 2)) for g in grads[part::2])
+
+
 def test_compiled_patterns_merge():
     q, k, v = (normal(i, B, H, N, D) for i in range(3))
     texts = ["causal & window(3)", "causal - window(3)"]
