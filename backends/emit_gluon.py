@@ -16,6 +16,11 @@ DTYPES = ("float16", "bfloat16")
 GENERATION = 9
 
 
+def _has_gluon() -> bool:
+    """Whether the triton that is installed has Gluon; older ones do not have its package either."""
+    return find_spec("triton.experimental") is not None and find_spec("triton.experimental.gluon") is not None
+
+
 class GluonBackend(TritonBackend):
     """Hopper GPUs: the output by warp-specialised kernels, gradients as in `TritonBackend`."""
 
@@ -32,7 +37,7 @@ class GluonBackend(TritonBackend):
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = [reason for reason in super().unsupported(request) if "dtype" not in reason]
-        if find_spec("triton.experimental.gluon") is None:
+        if find_spec("triton") is not None and not _has_gluon():
             reasons.append("this version of triton has no Gluon")
         if request.generation != GENERATION:
             reasons.append(f"it is for NVIDIA GPUs of compute capability {GENERATION}.x")

@@ -258,7 +258,7 @@ def kind(argument):
 
 
 def launch(kernel, grid, case, given, options):
-    """Launches a kernel on the device of q. ``case`` holds all that Triton would compile anew for: it need look only once."""
+    """Launches a kernel on the device of q. ``case``, the device first, is all that Triton would compile anew for."""
     device = case[0][0]
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
@@ -284,9 +284,10 @@ def splits_of(programs, tiles, most):
 
 def merged(out, lse):
     """Partial outputs (splits, ..., rows, d_v) and log-sum-exps (splits, ..., rows) as one of each."""
-    splits, rows = lse.shape[0], lse[0].numel()
+    splits, rows, wide = lse.shape[0], lse[0].numel(), out.shape[-1]
     if splits > 1 and rows:
-        merge_kernel[(rows,)](out, lse, rows, splits, out.shape[-1], triton.next_power_of_2(out.shape[-1]), 16, num_warps=1)
+        given = (out, lse, rows, splits, wide, triton.next_power_of_2(wide), 16)
+        launch(merge_kernel, (rows, 1, 1), ((out.device,), wide), given, {"num_warps": 1})
     return out[0], lse[0]
 
 

@@ -153,6 +153,6 @@ def content(pattern: Pattern, *, n: int = 4096, drawn: int | None = None, head_d
 
 def _plan(layer: Pattern) -> str:
     from patternc.report.choices import choices
-    from patternc.runtime.compile import DEFAULT_REQUEST
+    from patternc.runtime.compile import DEFAULT_REQUEST, usual
 
-    return str(choices(layer, "triton", DEFAULT_REQUEST).chosen.plan)
+    return str(choices(layer, usual(layer), DEFAULT_REQUEST).chosen.plan)
