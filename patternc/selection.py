@@ -24,7 +24,6 @@ from patternc.runtime import operator
 from patternc.runtime.allowed import Allowed, allowed
 from patternc.runtime.attention import Attention
 from patternc.runtime.support import check_call
-from patternc.terms import Random
 
 MEMORY = 1 << 28
 """Bytes that the temporaries of a chunk of rows may take, by default; a chunk has one row at least."""
@@ -180,7 +179,7 @@ def selected(attention: Attention, q: Tensor, k: Tensor, v: Tensor, **inputs: An
     window.
 
     Args:
-        attention: a compiled pattern with one selection, such as ``compile("causal & topk(indexer, 64)")``, and no draws.
+        attention: a compiled pattern with one selection, such as ``compile("causal & topk(indexer, 64)")``.
         q, k, v, inputs: as for a call of it.
 
     Returns:
@@ -191,15 +190,12 @@ def selected(attention: Attention, q: Tensor, k: Tensor, v: Tensor, **inputs: An
     """
     check_call(q, k, v)
     given = attention._inputs(inputs)
-    meaning = attention.pattern.meaning()
-    drawn = any(isinstance(choice, Random) for term in meaning.picks for choice in term.choices)
-    if attention.pattern.heads > 1 or len(meaning.picks) != 1 or drawn:
-        raise ValueError(f"selected takes a pattern with one selection, the same for all heads; {attention.pattern} is none")
-    for name, scores in given.items():
-        if isinstance(scores, Tensor) and scores.dim() == 4 and scores.shape[1] > 1:
-            raise ValueError(f"selected takes inputs that all heads share, and '{name}' has {scores.shape[1]} heads")
-    one = operator.module_of(attention._program, 0, "torch", q, v).selections(q[:, :1], k[:, :1], given)
-    found: Tensor = one[0][:, 0]
+    lists = operator.module_of(attention._program, 0, "torch", q, v).selections(q, k, given)
+    if attention.pattern.heads > 1 or len(lists) != 1 or not bool((lists[0] == lists[0][:, :1]).all()):
+        raise ValueError(
+            f"selected takes a pattern with one selection, the same for all heads; {attention.pattern} has another"
+        )
+    found: Tensor = lists[0][:, 0]
     return found
 
 
