@@ -68,7 +68,7 @@ CASES = [
     ("causal & window(70)", {"n": 290, "n_q": 200, "heads": 4, "kv_heads": 2, "batch": 2}),
     ("causal & (window(20) | stride(9))", {"n": 290, "n_q": 200, "heads": 2}),
     ("causal & (chunk(32) | summary(32, 4))", {"n": 200, "heads": 2}),
-    ("local(40) | global([0, -1]) | stride(50)", {"n": 500, "n_q": 333, "heads": 2, "kv_heads": 1}),
+    ("local(40) | global([0, -1]) | stride(50)", {"n": 507, "n_q": 333, "heads": 2, "kv_heads": 1}),
     ("where(q % 32 == 0) | local(8)", {"n": 200}),
     ("heads(2 * causal + stride(5) + none)", {"n": 70, "heads": 4, "kv_heads": 2}),
     ("blocks(64, 1, 1) | random(2, block=64)", {"n": 500, "n_q": 450, "heads": 2}),
