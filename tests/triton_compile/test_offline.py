@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction, compute_cache_key  # noqa: E402
 import patternc as pc  # noqa: E402
 from patternc.backend import Request  # noqa: E402
 from patternc.lower.plan import Gather  # noqa: E402
-from patternc.runtime.compile import emit_source, plan_for  # noqa: E402
+from patternc.runtime.compile import emit_source, plan_for, usual  # noqa: E402
 from patternc.runtime.loader import load  # noqa: E402
 from patternc.testing import random_call  # noqa: E402
 
@@ -200,13 +200,16 @@ def test_specialised_presets(name, head_dim):
     """Gluon kernels: what a tile of 64 rows needs fits twice on a processor, and no product waits for another."""
     if name not in SOME and head_dim != 128:
         pytest.skip("some presets will do")
+    request = Request("cuda", "bfloat16", head_dim, head_dim, 0, 9)
+    if usual(busiest_layer(pc.preset(name)), None, request) != "gluon":
+        pytest.skip("it picks keys one by one")
     kernels = kernels_of(name, "forward", 90, head_dim, backend="gluon")
     check(kernels, 90, allowed=lambda one: SPILLED_BY_MASKS)
     specialised = [one for one in kernels if "ttg.warp_specialize" in one.kernel.asm["ttgir"]]
     assert {one.name for one in kernels if not one.pairs and one.tiles} == {one.name for one in specialised}
     for one in specialised:
         assert not one.serialised
-        assert one.kernel.metadata.shared <= 113 * 1024 or "ttg.maxnreg" not in one.kernel.asm["ttgir"]
+        assert one.kernel.metadata.shared <= 113 * 1024 or ".maxnreg 128" not in one.kernel.asm["ptx"]
 
 
 def of_gradients(kernel):
