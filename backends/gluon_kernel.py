@@ -92,18 +92,20 @@ def processors(device):
 
 def shared_view(t, stride, rows, block, generation):
     """A view of (b, h, n, d) as (b, h, stride, n // stride, d) from which the copy engine loads tiles (rows, block)."""
-    rest = -t.shape[2] % stride if t.shape[2] else 1
-    copied = any(size > 1 and step == 0 for size, step in zip(t.shape, t.stride()))  # noqa: B905
-    if rest or copied:  # a residue must not end before another
-        t = torch.nn.functional.pad(t, (0, 0, 0, rest)).contiguous()
+    layout = _shared_layout(t.shape, t.stride(), t.dtype, stride, rows, block)
+    if layout is None:  # a residue must not end before another, and rows must lie in memory each for itself
+        t = torch.nn.functional.pad(t, (0, 0, 0, -t.shape[2] % stride if t.shape[2] else 1)).contiguous()
+        layout = _shared_layout(t.shape, t.stride(), t.dtype, stride, rows, block)
     view = object.__new__(SharedDescriptor)  # its checks were made on the layout
-    vars(view).update(_shared_layout(t.shape, t.stride(), t.dtype, stride, rows, block), base=t)
+    vars(view).update(layout, base=t)
     return view
 
 
 @lru_cache(maxsize=512)
 def _shared_layout(shape, steps, dtype, stride, rows, block):
-    """What `shared_view` views have in common."""
+    """What `shared_view` views have in common; None for tensors that have none."""
+    if shape[2] % stride or shape[2] == 0 or any(size > 1 and step == 0 for size, step in zip(shape, steps)):  # noqa: B905
+        return None
     (b, h, n, d), steps = shape, [step or 16 for step in steps]
     shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
     tile = [1, 1, 1, rows, block]
