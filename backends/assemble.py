@@ -9,8 +9,9 @@ from textwrap import indent, wrap
 
 from patternc.lower.plan import Atom, Draws, HeadPlan, Phase, Plan, Selection
 from patternc.relation import Loop
-from patternc.scalar import Scalar, text, variables
-from patternc.terms import Document, Layout, TopK
+from patternc.scalar import FALSE, Scalar, text, variables
+from patternc.scorers import ScoreInput
+from patternc.terms import Document, Layout
 
 from .printer import python
 
@@ -61,6 +62,21 @@ def verbatim(package: str, name: str, only: Iterable[str] | None = None) -> str:
     return "\n".join(kept).strip("\n")
 
 
+SCORING_IMPORTS = """\
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self, TypeAlias"""
+SCORERS = (SCORING_IMPORTS, verbatim("patternc", "scorers.py"))
+"""The source of the scorers, with what it imports."""
+
+
+def selecting(plan: Plan) -> list[str]:
+    """The source of what selects keys; without selections, what says so."""
+    if any(group.selections for group in plan.heads):
+        return [*SCORERS, verbatim("patternc.runtime", "selecting.py")]
+    return ["def selections(q, k, inputs, scale=None):\n    return []"]
+
+
 SAMPLER = ("mix", "below", "draw_ranks")
 
 
@@ -72,7 +88,7 @@ def sampler(plan: Plan) -> list[str]:
 
 def inputs(plan: Plan) -> str:
     """The runtime inputs as (name, kind, block)."""
-    kinds = {Layout: "layout", Document: "document", TopK: "scores"}
+    kinds = {Layout: "layout", Document: "document", ScoreInput: "scores"}
     rows = [(name, kinds[type(use)], getattr(use, "block", 1)) for name, use in plan.inputs]
     return f"INPUTS = {tuple(rows)!r}"
 
@@ -132,12 +148,20 @@ class PythonNames:
                 self.condition(f"allowed_{i}_g{self._index}", selection.allowed),
                 self.condition(f"held_{i}_g{self._index}", selection.held),
             ]
+            parts += [
+                self.condition(f"forced_{i}_{j}_g{self._index}", choice.force.predicate)
+                for j, choice in enumerate(selection.choices)
+                if choice.forced != FALSE
+            ]
         return parts
 
     def selection_row(self, i: int, selection: Selection) -> str:
-        choices = tuple((c.name, c.k, c.block) for c in selection.choices)
+        rows = ""
+        for j, one in enumerate(selection.choices):
+            forced = None if one.forced == FALSE else f"forced_{i}_{j}_g{self._index}"
+            rows += f"({one.scorer!r}, {one.k}, {one.block}, {one.share!r}, {forced}), "
         per_head = any(isinstance(atom, Draws) for _, atom in self._group.atoms)
-        return f"({choices!r}, allowed_{i}_g{self._index}, held_{i}_g{self._index}, {per_head})"
+        return f"(({rows}), allowed_{i}_g{self._index}, held_{i}_g{self._index}, {per_head}, {selection.width})"
 
 
 def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop, ...]) -> str:

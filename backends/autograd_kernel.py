@@ -2,7 +2,8 @@
 
 import torch
 
-from patternc.runtime.support import check_call, selections
+from patternc.runtime.selecting import selections
+from patternc.runtime.support import check_call
 
 
 class _Attention(torch.autograd.Function):
@@ -26,6 +27,6 @@ def attention(q, k, v, *, scale=None, return_lse=False, **inputs):
     check_call(q, k, v)
     scale = float(q.shape[-1] ** -0.5 if scale is None else scale)  # kernels are compiled for numbers of one type
     with torch.no_grad():
-        chosen = selections(q, k, inputs)
+        chosen = selections(q, k, inputs, scale)
     out, lse = _Attention.apply(q, k, v, inputs, chosen, scale)
     return (out, lse) if return_lse else out

@@ -10,7 +10,7 @@ from patternc.pattern import parse
 from patternc.scalar import Scalar, Var, conjunction, disjunction
 from patternc.terms import Meaning, Random, Term, TopK
 
-from .assemble import SAMPLER, PythonNames, header, inputs, verbatim
+from .assemble import SAMPLER, SCORERS, PythonNames, header, inputs, verbatim
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_LENGTH = 16_384
@@ -47,9 +47,10 @@ class ReferenceBackend:
         pattern = parse(plan.pattern)
         functions: list[str] = []
         rows: list[str] = []
-        draws = False
+        draws = selects = False
         for index, group in enumerate(group for group in plan.heads if not group.chained):
             meaning = pattern.meaning(head=group.heads[0])
+            selects |= any(_scored(term) for term in meaning.terms)
             draws |= any(isinstance(choice, Random) for term in meaning.picks for choice in term.choices)
             functions += _group(index, group, meaning)
             rows.append(f"    ({group.runs!r}, {group.period}, mask_g{index}),\n")
@@ -57,6 +58,7 @@ class ReferenceBackend:
             f"{header(plan, self.name)}\n\nfrom collections.abc import Callable\nfrom typing import Any\n\nimport torch\n\n"
             f"{inputs(plan)}",
             verbatim("patternc.runtime", "support.py"),
+            *(SCORERS if selects else ()),
             *([verbatim("patternc", "random_edges.py", SAMPLER)] if draws else []),
             verbatim("patternc.backends", "reference_kernel.py"),
             *functions,
@@ -71,6 +73,9 @@ def _group(index: int, group: HeadPlan, meaning: Meaning) -> list[str]:
     terms = [_term(i, index, term, atoms) for i, term in enumerate(meaning.terms)]
     names = PythonNames(index, HeadPlan(group.heads, group.period, atoms.items, (), ()))
     conditions = [names.condition(f"allowed_{i}_g{index}", allowed) for i, (allowed, _) in enumerate(terms)]
+    for i, term in enumerate(meaning.terms):
+        for j, choice in enumerate(_scored(term)):
+            conditions.append(names.condition(f"forced_{i}_{j}_g{index}", choice.force.predicate))
     lines = [
         f"def mask_g{index}(s, q, k):",
         "    shape = s.batch.numel(), s.head.numel(), q.shape[0], k.shape[1]",
@@ -85,9 +90,14 @@ def _term(i: int, index: int, term: Term, atoms: AtomTable) -> tuple[Scalar, lis
     """What a term's choices may pick (all of it, without choices), and the lines that add the term to the mask."""
     draws = [Var(atoms.draws(c, term)) for c in term.choices if isinstance(c, Random)]
     allowed = conjunction([disjunction(allowed_by(c, atoms) for c in term.conditions), *draws])
-    scored = [c for c in term.choices if isinstance(c, TopK)]
-    picks = "".join(f" & best(s, {c.name!r}, {c.k}, {c.block}, may)" for c in scored)
+    picks = ""
+    for j, c in enumerate(_scored(term)):
+        picks += f" & best(s, {c.scorer!r}, {c.k}, {c.block}, {c.share!r}, forced_{i}_{j}_g{index}(s, q, k), may)"
     return allowed, [f"    may = allowed_{i}_g{index}(s, q, k).expand(shape)  # {term}", f"    held = held | may{picks}"]
+
+
+def _scored(term: Term) -> list[TopK]:
+    return [choice for choice in term.choices if isinstance(choice, TopK)]
 
 
 BACKEND = ReferenceBackend()

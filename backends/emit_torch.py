@@ -8,7 +8,7 @@ from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Phase, Plan, Ti
 from patternc.scalar import TRUE, variables
 from patternc.terms import Document, Layout
 
-from .assemble import PythonNames, header, inputs, phase_names, sampler, selections, verbatim
+from .assemble import PythonNames, header, inputs, phase_names, sampler, selecting, selections, verbatim
 from .printer import python
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -50,6 +50,7 @@ def preamble(plan: Plan, backend: str) -> list[str]:
         "from dataclasses import dataclass, replace\nfrom typing import Any\n\nimport torch\n\n"
         f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}\n{inputs(plan)}",
         verbatim("patternc.runtime", "support.py"),
+        *selecting(plan),
         *sampler(plan),
         verbatim("patternc.backends", "torch_kernel.py"),
         verbatim("patternc.backends", "autograd_kernel.py"),

@@ -11,7 +11,7 @@ from patternc.lower.cost import TileCost
 from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Plan, Tile
 from patternc.scalar import size
 
-from .assemble import PythonNames, header, inputs, sampler, selections, verbatim
+from .assemble import PythonNames, header, inputs, sampler, selecting, selections, verbatim
 from .triton_host import backward, forward, listings, packings
 from .triton_program import Forward, Keys, Queries, device_draws
 
@@ -110,6 +110,7 @@ class TritonBackend:
         parts = [
             f"{header(plan, self.name)}\n\n{IMPORTS}{self.imports}\n" + "\n".join(constants),
             verbatim("patternc.runtime", "support.py"),
+            *selecting(plan),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
             *(verbatim("patternc.backends", name) for name in self.kernels),

@@ -2,30 +2,34 @@
 
 import torch
 
-from patternc.runtime.support import Scope, check_call, head_ids, prepare, score_rows, without_autocast
+from patternc.runtime.support import Scope, check_call, head_ids, prepare, without_autocast
+from patternc.scorers import Sight, shared
 
 
-def best(scope, name, k, block, may):
-    """The k best allowed key blocks of each query as a mask: sort the scores, keep the first k. ``may``: (b, h, n_q, n)."""
-    n, n_q = scope.n, may.shape[2]
-    batch, heads = scope.batch.numel(), scope.head.numel()
-    scores = score_rows(name, scope.inputs[name], batch, scope.heads, n_q, n, block, 0, n_q, may.device)
-    if scores.shape[1] > 1:
-        scores = scores[:, scope.head.view(-1)]
-    blocks = -(-n // block)
-    of_key = torch.arange(n, device=may.device) // block
+def best(scope, scorer, k, block, share, forced, may):
+    """The k best allowed key blocks of each query as a mask: forced ones, then by score. ``may``: (b, h, n_q, n)."""
+    n, sight = scope.n, Sight(torch, *scope.call, scope.inputs)
+    heads, key_heads, n_q = sight.queries.shape[1], sight.keys.shape[1], may.shape[2]
+    blocks, of_key = -(-n // block), torch.arange(n, device=may.device) // block
+
+    def in_blocks(keys):
+        counts = torch.zeros(*may.shape[:3], blocks, device=may.device)
+        return counts.scatter_add(3, of_key.expand(may.shape), keys.expand(may.shape).float()) > 0
+
+    scores = shared(scorer.rows(sight)(0, n_q), share, heads, key_heads)
+    scores = scores.repeat_interleave(heads // scores.shape[1], 1)[:, scope.head.view(-1)]
     if scores.shape[3] == n:
         scores = scores.masked_fill(scores.isnan() | ~may, -torch.inf)
-        lowest = scores.new_full((batch, heads, n_q, blocks), -torch.inf)
-        scores = lowest.scatter_reduce(3, of_key.expand(batch, heads, n_q, n), scores.expand(batch, heads, n_q, n), "amax")
-    allowed = torch.zeros(batch, heads, n_q, blocks, device=may.device)
-    allowed = allowed.scatter_add(3, of_key.expand(batch, heads, n_q, n), may.expand(batch, heads, n_q, n).float()) > 0
-    scores = scores.masked_fill(scores.isnan(), -torch.inf).expand(batch, heads, n_q, blocks).masked_fill(~allowed, -torch.inf)
+        lowest = scores.new_full((*may.shape[:3], blocks), -torch.inf)
+        scores = lowest.scatter_reduce(3, of_key.expand(may.shape), scores.expand(may.shape), "amax")
+    first = in_blocks(forced & may)
+    scores = scores.masked_fill(scores.isnan() | ~in_blocks(may) | first, -torch.inf)
     rank = scores.argsort(dim=3, descending=True, stable=True).argsort(dim=3)
-    return ((rank < k) & (scores > -torch.inf))[..., of_key]
+    return (first | ((rank < k - first.sum(3, keepdim=True)) & (scores > -torch.inf)))[..., of_key]
 
 
-def dense_mask(q, k, inputs):
+@without_autocast
+def dense_mask(q, k, inputs, scale=None):
     """The whole mask: bool (b, h, n_q, n)."""
     batch, heads, n_q, _ = q.shape
     n, device = k.shape[2], q.device
@@ -36,14 +40,14 @@ def dense_mask(q, k, inputs):
         ids = head_ids(runs, period, heads, device)
         if ids.numel():
             scope = Scope(n, torch.arange(batch, device=device).view(-1, 1, 1, 1), ids.view(-1, 1, 1), ready)
-            scope.heads = heads
+            scope.call = q, k, float(q.shape[3] ** -0.5 if scale is None else scale)
             mask[:, ids] = of_group(scope, rows, keys)
     return mask
 
 
-def selections(q, k, inputs):
+def selections(q, k, inputs, scale=None):
     """The whole mask, as the one thing that is chosen before the forward pass."""
-    return [dense_mask(q, k, inputs).to(torch.int32)]
+    return [dense_mask(q, k, inputs, scale).to(torch.int32)]
 
 
 def selection_shapes(q, k, inputs):
@@ -65,14 +69,14 @@ def dense(q, k, v, mask, scale):
 
 def forward(q, k, v, inputs, chosen, scale):
     """Output (b, h, n_q, d_v) in q's dtype and log-sum-exp (b, h, n_q)."""
-    mask = chosen[0] if chosen else dense_mask(q, k, inputs)
+    mask = chosen[0] if chosen else dense_mask(q, k, inputs, scale)
     return dense(q, k, v, mask.bool(), scale)
 
 
 @without_autocast
 def backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse):
     """Gradients of q, k and v by the equations: with P the weights, dV = P^T dO and dS = P (dO V^T - dO.O + dlse)."""
-    mask = chosen[0].bool() if chosen else dense_mask(q, k, inputs)
+    mask = chosen[0].bool() if chosen else dense_mask(q, k, inputs, scale)
     wide, sharing = lse.dtype, q.shape[1] // k.shape[1]
     keys, values = (t.to(wide).repeat_interleave(sharing, 1) for t in (k, v))
     scores = (q.to(wide) @ keys.transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
@@ -88,5 +92,6 @@ def backward(q, k, v, inputs, chosen, scale, out, lse, grad_out, grad_lse):
 def attention(q, k, v, *, scale=None, return_lse=False, **inputs):
     """Dense attention under the pattern's mask; differentiable."""
     check_call(q, k, v)
-    out, lse = dense(q, k, v, dense_mask(q, k, inputs), q.shape[-1] ** -0.5 if scale is None else scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = dense(q, k, v, dense_mask(q.detach(), k.detach(), inputs, scale), scale)
     return (out, lse) if return_lse else out

@@ -65,19 +65,34 @@ assert hops(minimax01) == 8
 assert hops(jamba) == 5
 assert coverage(jamba) == 8
 
-# Learned selection: scores come from the model at run time.
-pattern topk_attention = causal & topk(scores, 64)
-# DeepSeek Sparse Attention (DeepSeek-V3.2, 2025): the 2,048 best causal keys by the lightning indexer.
-pattern dsa = causal & topk(indexer, 2048)
+# Learned selection. The 64 keys with the best attention scores.
+pattern topk_attention = causal & topk(exact, 64)
+assert causal(topk_attention)
+assert nonempty(topk_attention)
+# DeepSeek Sparse Attention (DeepSeek-V3.2, 2025): the 2,048 best causal keys by the lightning indexer, the same for all heads.
+pattern dsa = causal & topk(indexer(heads=64, dim=128), 2048)
 assert causal(dsa)
 assert nonempty(dsa)
-# MoBA (Lu et al. 2025): the own block, and the 11 best past blocks of 4,096 (12 in all).
-pattern moba = (causal & chunk(4096)) | ((causal - chunk(4096)) & topk(gate, 11, block=4096))
+assert dsa <= causal
+# MoBA (Lu et al. 2025): 12 blocks of 4,096 by the mean of their keys, the own one among them.
+def moba_with(b, count) = causal & topk(meanpool(b), count, block=b, force=chunk(b))
+pattern moba = moba_with(4096, 12)
+# As in their Llama 3.1 8B with a context of 1M: the last 3 of 32 layers are full.
+pattern moba_layers = layers(29 * moba + 3 * causal)
 assert causal(moba)
 assert self_loops(moba)
-# NSA (Yuan et al. 2025), selected and window branches in one softmax: 16 blocks of 64, window 512.
-pattern nsa_selected = causal & (window(512) | topk(importance, 16, block=64))
-assert causal & window(512) <= nsa_selected
+assert causal & chunk(4096) <= moba
+assert causal(moba_layers)
+assert self_loops(moba_layers)
+# NSA (Yuan et al. 2025): 16 blocks of 64 by compressed attention (32 keys, every 16), the first and the two nearest among them,
+# the same for the heads of a group; and with the window of 512. (NSA gives each branch a softmax of its own: compile them apart.)
+def nsa_selected_with(b, count) = causal & topk(compressed(32, 16), count, block=b, share=group, force=sinks(b) | blocks(b, 1, 0))
+pattern nsa_selected = nsa_selected_with(64, 16)
+pattern nsa = nsa_selected | (causal & window(512))
+assert causal(nsa)
+assert self_loops(nsa_selected)
+assert causal & (sinks(64) | blocks(64, 1, 0)) <= nsa_selected
+assert causal & window(512) <= nsa
 
 # Packed sequences of several documents.
 pattern packed = causal & document(ids)

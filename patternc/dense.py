@@ -11,6 +11,7 @@ import numpy.typing as npt
 from patternc.random_edges import candidates, draw
 from patternc.relation import BudgetExceeded, Relation
 from patternc.scalar import evaluate
+from patternc.scorers import Sight
 from patternc.terms import Condition, Document, Filter, Layout, Meaning, Random, Term, TopK
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -30,16 +31,22 @@ class Evaluator:
     """One head of a pattern at one n, with its runtime inputs.
 
     ``inputs`` holds, by name: block tables (…, ceil(n/block), ceil(n/block)), document ids (…, n) or cu_seqlens, and scores
-    (…, n, n) or (…, n, ceil(n/block)); leading axes are batch and head, and batch 0 is used.
+    (…, n, n) or (…, n, ceil(n/block)); leading axes are batch and head, and batch 0 is used. Where a selection has a scorer
+    that the language knows, scores may stand under the scorer's text; without them they come of ``queries`` (…, n, d) and
+    ``keys`` (…, n, d), of ``scale`` (by default d ** -0.5) and of the scorer's own inputs, as a call takes them.
     """
 
     def __init__(self, meaning: Meaning, n: int, head: int, inputs: Inputs):
         self._meaning, self._n, self._head = meaning, n, head
+        self._key_heads = len(_headed(inputs["keys"])) if "keys" in inputs else inputs.get("kv_heads")
         self._tables: dict[Any, Array] = {}
         for use in meaning.inputs:
-            if use.name not in inputs:
-                raise ValueError(f"the pattern needs the runtime input '{use.name}': pass {use.name}=...")
-            self._tables[use] = self._table(use, np.asarray(inputs[use.name]))
+            if use.name in inputs:
+                self._tables[use] = self._table(use, np.asarray(inputs[use.name]))
+            elif isinstance(use, TopK) and _is_known(use) and "queries" in inputs and "keys" in inputs:
+                self._tables[use] = self._scored(use, inputs)
+            else:
+                raise ValueError(f"the pattern needs {_wanted(use)}")
         if meaning.inputs:
             check_dense(n)
 
@@ -52,17 +59,45 @@ class Evaluator:
             case Layout(_, block):
                 side = -(-n // block)
                 return self._of_head(given, (side, side), use).astype(bool)
-            case TopK(_, _, block):
+            case TopK(block=block):
                 blocks = -(-n // block)
                 wide = block > 1 and given.shape[-1] == n
                 return self._of_head(given, (n, n if wide else blocks), use)
+
+    def _scored(self, use: TopK, inputs: Inputs) -> Array:
+        """The scores (n, n or blocks) of a scorer, from queries and keys."""
+        queries, keys = (_headed(inputs[name]) for name in ("queries", "keys"))
+        of, group = len(queries), len(queries) // len(keys)
+        head = self._head % of
+        first, count = {"head": (head, 1), "group": (head // group * group, group), "query": (0, of)}[use.share]
+        mine = slice(first, first + count), slice(first // group, (first + count - 1) // group + 1)
+        scale = float(inputs.get("scale", queries.shape[-1] ** -0.5))
+        own = {one.name: _one_batch(inputs, one.name) for one in use.scorer.inputs}
+        rows = use.scorer.rows(Sight(np, queries[None, mine[0]], keys[None, mine[1]], scale, own))
+        size = max(1, _ROWS // (count * self._n))
+        parts = [rows(start, min(self._n, start + size))[0].sum(0) for start in range(0, self._n, size)]
+        return np.concatenate(parts)
 
     def _of_head(self, given: Array, shape: tuple[int, int], use: Filter | TopK) -> Array:
         if given.shape[-2:] != shape:
             raise ValueError(f"'{use.name}' has shape {given.shape}; the last two axes must be {shape} at n = {self._n}")
         while given.ndim > 3:
             given = given[0]
-        return given if given.ndim == 2 else given[self._head % len(given)]
+        if given.ndim == 2:
+            return np.asarray(given)
+        if isinstance(use, TopK) and use.share != "head" and len(given) > 1:
+            return self._of_group(given, use)
+        return np.asarray(given[self._head % len(given)])
+
+    def _of_group(self, given: Array, use: TopK) -> Array:
+        """The sum of the scores of all heads that pick alike."""
+        if use.share == "query":
+            return np.asarray(given.sum(0))
+        if self._key_heads is None:
+            raise ValueError(f"'{use}' picks alike for the query heads of a key head: pass kv_heads=..., their number")
+        group = max(1, len(given) // self._key_heads)
+        first = self._head % len(given) // group * group
+        return np.asarray(given[first : first + group].sum(0))
 
     def holds(self, q: Array, k: Array) -> Array:
         """Whether each pair (elementwise, broadcasting) is in the pattern."""
@@ -120,10 +155,13 @@ class Evaluator:
             else:
                 some = np.stack([a.any(1) for a, _ in _by_block(allowed, allowed, block)], 1)
                 scores = np.where(some & ~np.isnan(scores), scores, -np.inf)
-            order = np.argsort(-scores, axis=1, kind="stable")[:, : choice.k]
-            chosen = np.zeros((n, blocks), bool)
-            np.put_along_axis(chosen, order, True, 1)
-            chosen &= scores > -np.inf
+            forced = allowed & np.asarray(evaluate(choice.force.predicate, {"q": q, "k": k, "n": n}, np), bool)
+            chosen = np.stack([f.any(1) for f, _ in _by_block(forced, forced, block)], 1)
+            free = choice.k - chosen.sum(1, keepdims=True)
+            order = np.argsort(np.where(chosen, np.inf, -scores), axis=1, kind="stable")
+            rank = np.empty_like(order)
+            np.put_along_axis(rank, order, np.broadcast_to(np.arange(blocks), order.shape), 1)
+            chosen = chosen | ((rank < free) & (scores > -np.inf))
             self._tables[key] = chosen[:, np.arange(n) // block]
         return self._tables[key]
 
@@ -162,6 +200,35 @@ class Evaluator:
         fresh = keys >= 0
         fresh[:, 1:] &= keys[:, 1:] != keys[:, :-1]
         return int(fresh.sum())
+
+
+def _wanted(use: Filter | TopK) -> str:
+    """What a mask needs to be given for a use, in words."""
+    if not isinstance(use, TopK) or not _is_known(use):
+        return f"the runtime input '{use.name}': pass {use.name}=..."
+    names = ", ".join(f"{name}=..." for name in ("queries", "keys", *(one.name for one in use.scorer.inputs)))
+    return f"the scores of '{use.name}': pass {names}"
+
+
+def _is_known(use: TopK) -> bool:
+    """Whether the scorer makes its scores itself."""
+    return use.name not in [one.name for one in use.scorer.inputs]
+
+
+def _headed(given: Any) -> Array:
+    """(heads, n, d) of batch 0, in double precision, from (…, n, d)."""
+    found = np.asarray(given, np.float64)
+    if found.ndim < 2:
+        raise ValueError(f"'queries' and 'keys' must have shape (heads, n, d), got {found.shape}")
+    while found.ndim > 3:
+        found = found[0]
+    return found if found.ndim == 3 else found[None]
+
+
+def _one_batch(inputs: Inputs, name: str) -> Array:
+    if name not in inputs:
+        raise ValueError(f"the pattern needs the runtime input '{name}': pass {name}=...")
+    return np.asarray(inputs[name], np.float64)[:1]
 
 
 def _random(term: Term) -> Random:

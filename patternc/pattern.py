@@ -119,15 +119,25 @@ class Pattern:
         return _meaning(select(self.expression, {"layers": layer or 0, "heads": head}))
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the runtime inputs that a call must be given, in order of appearance."""
+        return tuple(dict.fromkeys(use.name for one in self._distinct for use in _meaning(one).arguments))
+
+    @property
     def inputs(self) -> tuple[str, ...]:
-        """The names of the runtime inputs, in order of appearance."""
+        """The names of what decides the pairs besides n, in order of appearance: the runtime inputs, and scores.
+
+        Scores go by the text of their scorer: given ones by the name of their runtime input, q . k as "exact".
+        """
         return tuple(dict.fromkeys(use.name for one in self._distinct for use in _meaning(one).inputs))
 
     def mask(self, n: int, head: int = 0, *, layer: int | None = None, **inputs: Any) -> npt.NDArray[np.bool_]:
         """The dense mask of one head: an (n, n) boolean array, true where query (row) may read key (column).
 
         Args:
-            inputs: the runtime inputs by name: block tables, document ids or cu_seqlens, scores.
+            inputs: the runtime inputs by name: block tables, document ids or cu_seqlens, scores. Where the pattern scores
+                queries and keys itself: ``queries`` (heads, n, d), ``keys`` (key heads, n, d) and, unless it is d ** -0.5,
+                ``scale``; or the scores, by the text of their scorer (then ``kv_heads`` too, where a group shares them).
 
         Raises:
             ValueError: n < 1, n over 32,768, or a runtime input is missing or of the wrong shape.

@@ -9,11 +9,15 @@ it is written, so a choice beside it picks from the whole of it; `&` distributes
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from patternc.relation import Relation, everything, nothing
+from patternc.scalar import FALSE, Scalar
+from patternc.scorers import ScoreInput, Scorer
+
+Share: TypeAlias = Literal["head", "group", "query"]
 
 MAX_TERMS = 1_000
 MAX_DRAWS = 256
@@ -71,18 +75,37 @@ class Random:
 
 @dataclass(frozen=True)
 class TopK:
-    """Picks the ``k`` best-scoring candidate key blocks of each query; ties go to the lowest key."""
+    """Picks the ``k`` best-scoring candidate key blocks of each query, those of ``forced`` first; ties go to the lowest key.
 
-    name: str
+    The query heads that ``share`` names have their scores added up. ``forced`` is a condition of whole key blocks.
+    """
+
+    scorer: Scorer
     k: int
     block: int
+    share: Share = "head"
+    forced: Scalar = FALSE
+    forced_text: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The scorer's text. For scores that are given it is the name of the runtime input."""
+        return str(self.scorer)
 
     @property
     def shape_key(self) -> int:
         return self.block
 
+    @property
+    def force(self) -> Relation:
+        """The pairs that are picked whatever the scores, where they are candidates."""
+        return Relation.where(self.forced)
+
     def __str__(self) -> str:
-        return f"topk({self.name}, {self.k}{f', block={self.block}' if self.block != 1 else ''})"
+        extra = [f"block={self.block}"] if self.block != 1 else []
+        extra += [f"share={self.share}"] if self.share != "head" else []
+        extra += [f"force={self.forced_text}"] if self.forced != FALSE else []
+        return f"topk({', '.join([self.name, str(self.k), *extra])})"
 
 
 Filter: TypeAlias = Layout | Document
@@ -150,6 +173,26 @@ class Term:
     conditions: Conditions
     choices: tuple[Choice, ...] = ()
 
+    @property
+    def forced(self) -> Conditions:
+        """The pairs that its selections pick whatever the scores, as far as they are static; none beside draws."""
+        if not self.choices or not all(isinstance(choice, TopK) for choice in self.choices):
+            return ()
+        kept = reduce(Relation.__and__, (choice.force for choice in self.choices if isinstance(choice, TopK)))
+        return _intersect(self.conditions, _merge([Condition(kept)]))
+
+    @property
+    def most(self) -> int:
+        """How many keys a query may find in its choices at most, beside those of `forced`."""
+        bounds = [
+            c.draws * c.block if c.pool is None else min(c.draws, c.pool) * c.block
+            for c in self.choices
+            if isinstance(c, Random)
+        ]
+        bounds += [c.k * c.block for c in self.choices if isinstance(c, TopK) and c.forced == FALSE]
+        # Forced keys may be more than k. Those that all selections force are apart; each other one is among the best of one.
+        return min(bounds) if bounds else sum(c.k * c.block for c in self.choices if isinstance(c, TopK))
+
     @cached_property
     def relation(self) -> Relation:
         """The static part: every pair that the term may hold, whatever the runtime inputs and the choices."""
@@ -216,10 +259,23 @@ class Meaning:
 
     @property
     def inputs(self) -> tuple[Filter | TopK, ...]:
-        """What must be given at run time: one entry per name and use."""
+        """What decides which pairs are held, besides n: one entry per name and use."""
         uses: list[Filter | TopK] = [f for t in self.terms for c in t.conditions for f in c.filters]
         uses += [c for t in self.terms for c in t.choices if isinstance(c, TopK)]
         return tuple(dict.fromkeys(uses))
+
+    @property
+    def arguments(self) -> tuple[Filter | ScoreInput, ...]:
+        """What a call must be given besides queries, keys and values: one entry per name and use."""
+        uses: list[Filter | ScoreInput] = []
+        for use in self.inputs:
+            uses += use.scorer.inputs if isinstance(use, TopK) else (use,)
+        return tuple(dict.fromkeys(uses))
+
+    def with_forced(self) -> Meaning:
+        """The same pairs, where those that selections are forced to pick are part of the set."""
+        forced = [condition for term in self.picks for condition in term.forced]
+        return Meaning.of_terms([Term(_merge(forced)), *self.terms]) if forced else self
 
     def __or__(self, other: Meaning) -> Meaning:
         return Meaning.of_terms(self.terms + other.terms)

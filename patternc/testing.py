@@ -23,8 +23,10 @@ import numpy.typing as npt
 
 from patternc.language.primitives import PRIMITIVES
 from patternc.language.resolve import select
+from patternc.language.scoring import SCORERS
 from patternc.language.syntax import Call, Chain, Expression, Integer, List, Name, Range, Unary
 from patternc.pattern import Pattern, parse
+from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, TopK
 
 if TYPE_CHECKING:
@@ -161,15 +163,23 @@ class _Draw:
             seed = self._one("", f", seed={self._number(1, 99)}")
             pool = self._one("", f", pool={self._number(1, 9)}")
             return f"random({self._number(1, 4)}{suffix}{seed}{pool})"
-        name = self._one(_SCORES, f"{_BLOCK_SCORES}{block}") if block > 1 else _SCORES
-        return f"topk({name}, {self._number(1, 4)}{suffix})"
+        if block > 1:
+            name = self._one(
+                _SCORES, f"{_BLOCK_SCORES}{block}", f"{_BLOCK_SCORES}{block}", f"meanpool({block})", f"maxpool(exact, {block})"
+            )
+        else:
+            name = self._one(_SCORES, _SCORES, "exact", "indexer(heads=2, dim=4)")
+        share = self._one("", "", ", share=query")
+        force = self._one("", "", "", ", force=self", ", force=sinks(2)", ", force=window(3) - sinks(1)")
+        return f"topk({name}, {self._number(1, 4)}{suffix}{share}{force})"
 
 
 def random_inputs(pattern: Pattern | str, n: int, *, heads: int = 1, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
     """Made-up runtime inputs for a sequence of n: tables (heads, blocks, blocks), ids (n), scores with ties and -inf.
 
-    A score input is (heads, n, n), one score a key, unless its name ends in its block size, as in ``block_scores2``; then
-    it is (heads, n, ceil(n / block)), one score a key block.
+    Scores go by the text of their scorer, also those that a pattern makes itself of queries and keys. They are (heads, n, n),
+    one score a key, unless the text ends in its block size, as in ``block_scores2``; then they are
+    (heads, n, ceil(n / block)), one score a key block.
     """
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
     generator = np.random.default_rng([seed, n])
@@ -183,7 +193,7 @@ def random_inputs(pattern: Pattern | str, n: int, *, heads: int = 1, seed: int =
                 side = -(-n // bound["block"])
                 found[bound["name"]] = generator.random((heads, side, side)) < 0.5
             case "topk":
-                name, block = bound["scores"], bound.get("block", 1)
+                name, block = bound["scorer"], bound.get("block", 1)
                 width = -(-n // block) if name.endswith(str(block)) else n
                 scores = generator.integers(0, 8, (heads, n, width)).astype(np.float64)
                 scores[generator.random(scores.shape) < 0.1] = -np.inf
@@ -372,18 +382,27 @@ class _Grid:
                 found[queries, blocks[index] * block : (blocks[index] + 1) * block] = True
         return found
 
-    def _selected(self, allowed: Bools, scores: str, k: int, block: int = 1) -> Bools:
-        given = self._of_head(scores)
+    def _selected(self, allowed: Bools, scorer: str, k: int, block: int = 1, share: str = "head", force: Any = None) -> Bools:
+        given = self._of_head(scorer)
+        if share != "head":  # of tables, all heads are one group
+            given = sum(np.asarray(self._inputs[scorer]).reshape(-1, *given.shape))
+        forced = np.zeros_like(allowed)
+        if isinstance(force, Call | Name | Unary | Chain):
+            base = self.union(force).base
+            forced = forced if base is None else base.pairs
         found = np.zeros_like(allowed)
         for q in range(self._n):
-            best: list[tuple[float, int]] = []
+            best: list[tuple[int, float, int]] = []
             for first in range(0, self._n, block):
                 keys = [key for key in range(first, min(self._n, first + block)) if allowed[q, key]]
                 values = [float(given[q, key if given.shape[-1] == self._n else first // block]) for key in keys]
                 values = [value for value in values if value > -np.inf]  # not of NaN either
-                if values:
-                    best.append((-max(values), first))
-            for _, first in sorted(best)[:k]:
+                if keys and forced[q, first : first + block].any():
+                    best.append((0, 0, first))
+                    found[q, first : first + block] = allowed[q, first : first + block]
+                elif values:
+                    best.append((1, -max(values), first))
+            for _, _, first in sorted(best)[:k]:
                 found[q, first : first + block] = allowed[q, first : first + block]
         return found
 
@@ -431,7 +450,30 @@ def _options(call: Call) -> tuple[tuple[str, Any], ...]:
 def _arguments(call: Call) -> dict[str, Any]:
     names = inspect.signature(PRIMITIVES[call.function].build).parameters
     given = [*zip(names, call.arguments, strict=False), *((keyword.name, keyword.value) for keyword in call.keywords)]
-    return {name: _argument(node) for name, node in given if node is not None}
+    kept = {name: node for name, node in given if node is not None}
+    return {name: _of_parameter(name, node) for name, node in kept.items()}
+
+
+def _of_parameter(name: str, node: Expression) -> Any:
+    return node if name == "force" else _scorer(node) if name == "scorer" else _argument(node)
+
+
+def _scorer(node: Expression) -> str:
+    """The text under which the scores are."""
+    function = node.function if isinstance(node, Call) else node.name if isinstance(node, Name) else ""
+    if function not in SCORERS or node == Name("indexer", node.span):
+        return str(_argument(node))
+    return str(_built(node))
+
+
+def _built(node: Expression) -> Any:
+    match node:
+        case Name(name, span) if name in SCORERS:
+            return _built(Call(name, (), (), span))
+        case Call(function, arguments, keywords) if function in SCORERS:
+            named = {keyword.name: _built(keyword.value) for keyword in keywords if keyword.value}
+            return SCORERS[function].build(*map(_built, arguments), **named)
+    return _argument(node)
 
 
 def _argument(node: Expression) -> Any:
@@ -496,29 +538,59 @@ def random_call(
 
     tensors: dict[str, Tensor] = {}
     made = [random_inputs(pattern, n, heads=heads, seed=seed * batch + b) for b in range(batch)]
-    for name in pattern.inputs:
-        stacked = torch.from_numpy(np.stack([one[name] for one in made]))
-        if stacked.is_floating_point():  # scores have a row for each query, not for each position
-            stacked = stacked[:, :, n - n_q :].float()
-        tensors[name] = stacked.to(device)
+    uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).arguments}
+    for use in uses.values():
+        if use.name in made[0]:
+            stacked = torch.from_numpy(np.stack([one[use.name] for one in made]))
+            if stacked.is_floating_point():  # scores have a row for each query, not for each position
+                stacked = stacked[:, :, n - n_q :].float()
+            tensors[use.name] = stacked.to(device)
+        elif isinstance(use, ScoreInput):
+            tensors[use.name] = normal(*use.sizes(batch, heads, kv_heads, n_q, n, head_dim))
     q = normal(batch, heads, n_q, head_dim)
     k = normal(batch, kv_heads, n, head_dim)
     return Example(q, k, normal(batch, kv_heads, n, value_dim or head_dim), tensors)
 
 
-def dense_mask(pattern: Pattern | str, heads: int, n_q: int, n: int, *, batch: int = 1, **inputs: Any) -> Tensor:
-    """Every batch's and head's mask by `Pattern.mask`, for runtime inputs as a call takes them: bool (batch, heads, n_q, n)."""
+def dense_mask(
+    pattern: Pattern | str,
+    heads: int,
+    n_q: int,
+    n: int,
+    *,
+    batch: int = 1,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    scale: float | None = None,
+    **inputs: Any,
+) -> Tensor:
+    """Every batch's and head's mask by `Pattern.mask`, for runtime inputs as a call takes them: bool (batch, heads, n_q, n).
+
+    ``q`` and ``k`` are needed where the pattern scores them, ``k`` also where the heads of a group share given scores.
+    """
     import torch
 
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
     uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs}
-    given = {name: _rows(inputs[name], n_q) for name in uses}
+    arguments = [use for head in range(pattern.heads) for use in pattern.meaning(head=head).arguments]
+    given = {use.name: _rows(inputs[use.name], n_q) for use in arguments}
     found = torch.zeros(batch, heads, n_q, n, dtype=torch.bool)
     for b in range(batch):
         for h in range(heads):
             one: dict[str, Any] = {}
             for name, use in uses.items():
-                one[name] = _of_pair(use, given[name].detach().cpu(), b, h, heads, n)
+                if name in given:
+                    one[name] = _of_pair(use, given[name].detach().cpu(), b, h, heads, n)
+                elif isinstance(use, TopK):
+                    for own in use.scorer.inputs:
+                        length = own.sizes(1, heads, k.shape[1] if k is not None else heads, n, n, 1)[1]
+                        one[own.name] = _padded(given[own.name], b, length)[None]
+            if q is not None:
+                one["queries"] = _padded(q.transpose(1, 2), b, n).swapaxes(0, 1)
+            if k is not None:
+                one["keys"] = k[b].detach().cpu().double().numpy()
+            if scale is not None:
+                one["scale"] = scale
             found[b, h] = torch.from_numpy(pattern.mask(n, h, **one)[n - n_q :])
     return found
 
@@ -527,6 +599,12 @@ def _rows(given: Any, n_q: int) -> Tensor:
     """All rows of a runtime input that may be a callable."""
     rows: Tensor = given(0, n_q) if callable(given) else given
     return rows
+
+
+def _padded(given: Tensor, batch: int, length: int) -> npt.NDArray[Any]:
+    """One batch, with zeros before its rows up to a length: for the queries before the first one that there is."""
+    rows = given[batch % len(given)].detach().cpu().double().numpy()
+    return np.concatenate([np.zeros((length - len(rows), *rows.shape[1:])), rows])
 
 
 def _of_pair(use: Layout | Document | TopK, given: Tensor, batch: int, head: int, heads: int, n: int) -> npt.NDArray[Any]:
@@ -538,8 +616,9 @@ def _of_pair(use: Layout | Document | TopK, given: Tensor, batch: int, head: int
             whole = given[(None,) * (4 - given.dim())]
             return whole[batch % whole.shape[0], head % whole.shape[1]].numpy()
         case TopK():
-            rows = given[batch % given.shape[0], head // (heads // given.shape[1])].float().numpy()
-            return np.concatenate([np.zeros((n - len(rows), rows.shape[1])), rows])
+            own = given[batch % given.shape[0]].repeat_interleave(heads // given.shape[1], 0)
+            rows = (own if use.share != "head" else own[head]).float().numpy()
+            return np.concatenate([np.zeros((*rows.shape[:-2], n - rows.shape[-2], rows.shape[-1])), rows], -2)
 
 
 def assert_matches_dense(
@@ -573,7 +652,8 @@ def assert_matches_dense(
         attention = Compiled(attention.pattern, backend, attention.bound)
     batch, heads, n_q, _ = q.shape
     n, kv_heads = k.shape[2], k.shape[1]
-    mask = dense_mask(attention.pattern, heads, n_q, n, batch=batch, **{**attention.bound, **inputs}).to(q.device)
+    given = {**attention.bound, **inputs}
+    mask = dense_mask(attention.pattern, heads, n_q, n, batch=batch, q=q, k=k, scale=scale, **given).to(q.device)
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(*shape, generator=generator).to(q.device) for shape in ((*q.shape[:3], v.shape[3]), q.shape[:3])]
 

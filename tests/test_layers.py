@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["source", "diagnostics", "scalar", "relation", "terms", "random_edges", "language", "dense", "pattern"]
+ORDER = ["source", "diagnostics", "scalar", "relation", "scorers", "terms", "random_edges", "language", "dense", "pattern"]
 ORDER += ["lower", "analysis", "backend", "combine", "compression", "runtime", "selection"]
 ORDER += ["__init__", "report", "cli", "__main__", "testing"]
 FACADES = {"pattern", "__init__"}  # may reach up, but not while they are imported: everything hangs on what a user holds

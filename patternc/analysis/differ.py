@@ -18,7 +18,8 @@ import numpy.typing as npt
 from patternc.dense import Evaluator
 from patternc.pattern import Pattern
 from patternc.relation import Relation
-from patternc.scalar import evaluate
+from patternc.scalar import Const, evaluate
+from patternc.scorers import Given
 from patternc.terms import Meaning, Random, Term, TopK
 
 LENGTHS = (4, 13, 300, 6_000, 300_000)
@@ -84,7 +85,7 @@ def _rows(meaning: Meaning, head: int, q: npt.NDArray[np.int64], n: int) -> _Row
             case ():
                 sure += [Term(plain)] if plain else []
                 unclear |= _held(term.relation, q, n) if filtered else False
-            case (TopK() as choice,) if not filtered:
+            case (TopK(scorer=Given(), forced=Const(False)) as choice,) if not filtered and choice.share == "head":
                 selections.append((choice, _held(term.relation, q, n)))
             case choices if not filtered and all(isinstance(choice, Random) for choice in choices):
                 sure.append(term)

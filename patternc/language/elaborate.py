@@ -6,17 +6,21 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache, reduce
 from math import lcm
-from typing import Any
+from typing import Any, get_args
 
 from patternc.diagnostics import PatternError, suggest
 from patternc.language.parser import MAX_INTEGER, parse_program
-from patternc.language.primitives import PRIMITIVES, BadArgument, Count, Input, Positions, Primitive, Size
-from patternc.language.resolve import RESERVED, check_keyword, count_arguments, preset_definitions, walk
+from patternc.language.primitives import PRIMITIVES
+from patternc.language.printer import show
+from patternc.language.resolve import RESERVED, SCORING, check_keyword, count_arguments, preset_definitions, walk
+from patternc.language.scoring import SCORERS
 from patternc.language.syntax import Call, Chain, Expression, Integer, Keyword, List, Name, Range, Unary
+from patternc.language.words import BadArgument, Count, Input, Positions, Scores, Size, Static, Word
 from patternc.relation import ELABORATION_BUDGET, BudgetExceeded, Relation, budget
 from patternc.scalar import FALSE, TRUE, Const, Op, Scalar, Var, bounds, conjunction, disjunction, op
+from patternc.scorers import Given, Scorer
 from patternc.source import Span
-from patternc.terms import CannotComplement, Condition, Document, Layout, Meaning, Random, TooManyTerms, TopK
+from patternc.terms import CannotComplement, Condition, Document, Layout, Meaning, Random, Share, TooManyTerms, TopK
 
 _POSITIONS = ("q", "k", "n")
 MAX_DIVISIONS = 4
@@ -34,13 +38,15 @@ def meaning(node: Expression) -> Meaning:
     """
     try:
         with budget(ELABORATION_BUDGET):
-            found = _pattern(node)
+            found = _pattern(node).with_forced()
             for term in found.terms:
                 for one in term.conditions:
                     one.relation.predicate  # noqa: B018 - every later use needs it, so it counts towards this budget
                 for choice in term.choices:
                     if isinstance(choice, Random):
                         term.relation.block_rows(choice.block)
+                    else:
+                        choice.force.predicate  # noqa: B018
             return found
     except BudgetExceeded as error:
         error.__context__ = None  # islpy's errors refuse to be compared, which breaks tools that walk error chains
@@ -261,9 +267,13 @@ def _primitive(name: str, arguments: list[Expression], keywords: tuple[Keyword, 
     primitive = PRIMITIVES.get(name)
     if primitive is None:
         raise _unknown(name, span)
-    bound, spans = _bind(primitive, arguments, keywords, span)
+    return _built(primitive, arguments, keywords, span), span
+
+
+def _built(word: Word, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span) -> Any:
+    bound, spans = _bind(word, arguments, keywords, span)
     try:
-        return primitive.build(**bound), span
+        return word.build(**bound)
     except BadArgument as error:
         raise PatternError("wrong-argument", str(error), spans.get(error.argument, span), error.hint) from None
 
@@ -279,52 +289,58 @@ def _unknown(name: str, span: Span) -> PatternError:
         case "where" | "heads" | "layers":
             example = "where(q - k < 128)" if name == "where" else f"{name}(4 * causal + full)"
             return PatternError("missing-argument", f"'{name}' needs an argument", span, f"as in {example}")
-    known = (RESERVED | preset_definitions().keys()) - {"q", "k", "n", "all", "true", "false"}
+    if name in SCORING:
+        hint = f"scorers stand in topk(...), as in {SCORERS[name].example}"
+        return PatternError("wrong-type", f"'{name}' is a scorer, not a pattern", span, hint)
+    known = (RESERVED | preset_definitions().keys()) - {"q", "k", "n", "all", "true", "false", *SCORING}
     hint = suggest(name, known) or "a runtime input stands in layout(...), document(...) or topk(...)"
     return PatternError("unknown-name", f"unknown pattern '{name}'", span, hint)
 
 
 def _bind(
-    primitive: Primitive, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span
+    word: Word, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span
 ) -> tuple[dict[str, Any], dict[str, Span]]:
-    parameters = inspect.signature(primitive.build, eval_str=True).parameters
+    parameters = inspect.signature(word.build, eval_str=True).parameters
     names = list(parameters)
     positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(arguments) > len(positional):
         by_name = [name for name in names if name not in positional]
         without = f" {'without a name' if len(positional) == 1 else 'without names'}" if by_name else ""
-        message = f"'{primitive.name}' takes {count_arguments(len(positional))}{without}, and this is one more"
-        hint = f"{', '.join(by_name)} are given by name, as in {by_name[0]}=2" if by_name else f"as in {primitive.example}"
+        message = f"'{word.name}' takes {count_arguments(len(positional))}{without}, and this is one more"
+        example = "group" if by_name and parameters[by_name[0]].annotation == Share else 2
+        hint = f"{', '.join(by_name)} are given by name, as in {by_name[0]}={example}" if by_name else f"as in {word.example}"
         raise PatternError("too-many-arguments", message, arguments[len(positional)].span, hint)
     given: dict[str, Expression] = dict(zip(positional, arguments, strict=False))
     spans = {name: value.span for name, value in given.items()}
     for keyword in keywords:
-        check_keyword(primitive.name, keyword.name, names, given, keyword.span)
+        check_keyword(word.name, keyword.name, names, given, keyword.span)
         assert keyword.value is not None
         given[keyword.name] = keyword.value
         spans[keyword.name] = keyword.value.span
     for name, parameter in parameters.items():
         if name not in given and parameter.default is parameter.empty:
-            raise PatternError("missing-argument", f"'{primitive.name}' needs '{name}'", span, f"as in {primitive.example}")
-    values = {name: _argument(primitive, name, value, parameters[name].annotation) for name, value in given.items()}
+            raise PatternError("missing-argument", f"'{word.name}' needs '{name}'", span, f"as in {word.example}")
+    values = {name: _argument(word, name, value, parameters[name].annotation) for name, value in given.items()}
     return values, spans
 
 
-def _argument(primitive: Primitive, name: str, node: Expression, kind: Any) -> Any:
-    label = f"'{name}' of '{primitive.name}'"
+def _argument(word: Word, name: str, node: Expression, kind: Any) -> Any:
+    label = f"'{name}' of '{word.name}'"
     if kind == (Size | None):
         if name == "pool" and isinstance(node, Name) and node.name == "all":
             return None
         kind = Size
     elif kind == (Count | None):
         kind = Count
-    if kind is Input:
+    if kind == Scores:
+        return _scorer(node, label)
+    if kind == Share:
+        return _share(node, label)
+    if kind == (Static | None):
+        return _static(node, label)
+    if kind in (Input, Input | None):
         if not isinstance(node, Name) or node.name in RESERVED:
-            message = f"{label} is the name of a runtime input"
-            hint = "a plain name, given to the kernel as a keyword argument"
-            if isinstance(node, Name):
-                hint = f"'{node.name}' is a word of the language; call the input '{node.name}_'"
-            raise PatternError("wrong-type", message, node.span, hint)
+            raise _not_an_input(node, f"{label} is the name of a runtime input")
         return node.name
     if kind is Positions:
         return _positions(node, label)
@@ -334,6 +350,56 @@ def _argument(primitive: Primitive, name: str, node: Expression, kind: Any) -> A
     if kind is Count and value < 0:
         raise PatternError("negative", f"{label} must not be negative, got {value}", node.span)
     return value
+
+
+def _not_an_input(node: Expression, message: str) -> PatternError:
+    hint = "a plain name, given to the kernel as a keyword argument"
+    if isinstance(node, Name):
+        hint = f"'{node.name}' is a word of the language; call the input '{node.name}_'"
+    return PatternError("wrong-type", message, node.span, hint)
+
+
+def _scorer(node: Expression, label: str) -> Scorer:
+    """A word for a scorer, or the name of a runtime input."""
+    match node:
+        case Name(name, span) if name in SCORING:
+            return _of_word(SCORERS[name], [], (), span)
+        case Name(name) if name not in RESERVED:
+            return Given(name)
+        case Call(function, arguments, keywords, span) if function in SCORERS:
+            return _of_word(SCORERS[function], list(arguments), keywords, span)
+        case Call(function, _, _, span) if function not in RESERVED:
+            hint = suggest(function, SCORERS) or f"the scorers are {', '.join(SCORERS)}, and names of runtime inputs"
+            raise PatternError("unknown-name", f"unknown scorer '{function}'", span, hint)
+    message = f"{label} is a scorer or the name of a runtime input"
+    if isinstance(node, Name):
+        raise _not_an_input(node, message)
+    raise PatternError("wrong-type", message, node.span, f"the scorers are {', '.join(SCORERS)}")
+
+
+def _of_word(word: Word, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span) -> Scorer:
+    scorer: Scorer = _built(word, arguments, keywords, span)
+    return scorer
+
+
+def _share(node: Expression, label: str) -> str:
+    if isinstance(node, Name) and node.name in get_args(Share):
+        return node.name
+    hint = "share=group picks alike for the query heads that share a key head, share=query for all"
+    raise PatternError("wrong-type", f"{label} is {_one_of(get_args(Share))}", node.span, hint)
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _static(node: Expression, label: str) -> Static:
+    """A pattern that is known for every n."""
+    found = _pattern(node)
+    if not found.is_static:
+        hint = "choices and runtime inputs stand beside 'topk', joined with '&'"
+        raise PatternError("not-static", f"{label} is a pattern without choices and runtime inputs", node.span, hint)
+    return Static(found.static, show(node))
 
 
 def _integer(node: Expression, label: str) -> int:

@@ -6,50 +6,25 @@ more in plain Python, for one pair or elementwise for arrays; the tests hold the
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NewType, TypeAlias
+from typing import Any, TypeAlias
 
-from patternc.terms import MAX_DRAWS, Choice, Document, Filter, Layout, Random, TopK
-
-Size = NewType("Size", int)
-"""A positive integer."""
-Count = NewType("Count", int)
-"""A non-negative integer."""
-Input = NewType("Input", str)
-"""The name of a runtime input."""
-Positions: TypeAlias = tuple[tuple[int, int], ...]
-"""Inclusive ranges of positions; negative ones count from the end."""
+from patternc.language.words import BadArgument, Count, Input, Positions, Scores, Size, Static, Word
+from patternc.relation import Relation
+from patternc.scalar import FALSE, K, Q, op
+from patternc.scorers import Unfit
+from patternc.terms import MAX_DRAWS, Choice, Document, Filter, Layout, Random, Share, TopK
 
 Result: TypeAlias = str | Filter | Choice
 
 
-class BadArgument(Exception):
-    """An argument of the right kind with a value that the primitive cannot take."""
-
-    def __init__(self, argument: str, message: str, hint: str | None = None):
-        super().__init__(message)
-        self.argument, self.hint = argument, hint
-
-
 @dataclass(frozen=True)
-class Primitive:
-    """A word of the language."""
+class Primitive(Word):
+    """A word of the language that is a pattern."""
 
-    name: str
-    build: Callable[..., Result]
-    example: str
     oracle: Callable[..., Any] | None
-
-    @property
-    def signature(self) -> inspect.Signature:
-        return inspect.signature(self.build)
-
-    @property
-    def summary(self) -> str:
-        return (self.build.__doc__ or "").strip().split("\n")[0]
 
 
 def _define(example: str, oracle: Callable[..., Any] | None = None) -> Callable[[Callable[..., Result]], Primitive]:
@@ -199,13 +174,23 @@ def document(ids: Input) -> Document:
 
 
 @_define("topk(scores, 2)")
-def topk(scores: Input, k: Size, block: Size = Size(1)) -> TopK:
+def topk(scorer: Scores, k: Size, block: Size = Size(1), *, share: Share = "head", force: Static | None = None) -> TopK:
     """The k best-scoring keys (key blocks) of each query, among those that the conjuncts beside it allow.
 
-    `causal & topk(indexer, 2048)` is the selection of DeepSeek Sparse Attention (DeepSeek-V3.2, 2025). With fewer than k
-    candidates, all are taken; ties go to the lowest key; a score of -inf or NaN is never picked.
+    `causal & topk(indexer(), 2048)` is the selection of DeepSeek Sparse Attention (DeepSeek-V3.2, 2025). With fewer than k
+    candidates, all are taken; ties go to the lowest key; a score of -inf or NaN is never picked. `share` adds up the scores
+    of the query heads of a group (one key head's) or of all of a query, which then pick alike; the candidates that `force`
+    holds are always picked, and count towards k.
     """
-    return TopK(scores, k, block)
+    try:
+        scorer = scorer.of_blocks(block)
+    except Unfit as error:
+        raise BadArgument("block", str(error), error.hint) from None
+    if force is None:
+        return TopK(scorer, k, block, share)
+    alike = Relation.where(op("==", op("//", Q, block), op("//", K, block)))
+    forced = force.relation.then(alike) if block > 1 else force.relation
+    return TopK(scorer, k, block, share, FALSE if forced.is_empty() else forced.condition, force.text)
 
 
 PRIMITIVES = MappingProxyType({p.name: p for p in tuple(globals().values()) if isinstance(p, Primitive)})

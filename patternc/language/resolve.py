@@ -16,6 +16,7 @@ from types import MappingProxyType
 from patternc.diagnostics import PatternError, suggest
 from patternc.language.parser import check_limits, parse_program
 from patternc.language.primitives import PRIMITIVES
+from patternc.language.scoring import SCORERS
 from patternc.language.syntax import (
     Call,
     Chain,
@@ -36,7 +37,8 @@ MAX_INLINED_DEPTH = 128
 MAX_VARIANTS = 1_000
 MAX_PERIOD = 4_096
 MIXTURES = ("heads", "layers")
-RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES, *PRIMITIVES})
+SCORING = frozenset(SCORERS) - {"indexer"}  # a plain `indexer` is a name as any other
+RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES, *PRIMITIVES, *SCORING})
 
 Definitions = Mapping[str, Definition]
 

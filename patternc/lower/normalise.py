@@ -27,6 +27,8 @@ class Part:
     choices: tuple[Random | TopK, ...] = ()
     draws: tuple[str, ...] = ()
     held: Scalar = FALSE
+    most: int = 0
+    """How many keys the choices may pick for a query."""
     rests_on_others: bool = False
     """Whether the mask leaves out pairs of earlier parts that depend on runtime inputs."""
 
@@ -79,7 +81,7 @@ def disjoint_parts(meaning: Meaning, atoms: AtomTable) -> list[Part]:
         allowed = disjunction(allowed_by(c, atoms) for c in term.conditions)
         if len(randoms) < len(term.choices):
             known = disjunction([static.predicate, *held])
-            parts.append(Part(rest, conjunction([allowed, *own]), filters, term.choices, draws, known))
+            parts.append(Part(rest, conjunction([allowed, *own]), filters, term.choices, draws, known, term.most))
         else:
             beyond = disjunction(_beyond(c, static, atoms)[1] for c in term.conditions)
             mask = conjunction([beyond, *own, *(op("not", h) for h in held)])

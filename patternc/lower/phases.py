@@ -12,6 +12,7 @@ from patternc.lower.views import split
 from patternc.pattern import Pattern
 from patternc.relation import IDENTITY, BudgetExceeded, Loop, Relation, View
 from patternc.scalar import FALSE, TRUE, variables
+from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
 
@@ -65,9 +66,9 @@ def _lowered(
     return tuple(passes)
 
 
-def _inputs(pattern: Pattern, groups: Iterable[Meaning]) -> tuple[tuple[str, Layout | Document | TopK], ...]:
-    uses: dict[str, Layout | Document | TopK] = {}
-    for use in (_plain(use) for meaning in groups for use in meaning.inputs):
+def _inputs(pattern: Pattern, groups: Iterable[Meaning]) -> tuple[tuple[str, Layout | Document | ScoreInput], ...]:
+    uses: dict[str, Layout | Document | ScoreInput] = {}
+    for use in (_plain(use) for meaning in groups for use in meaning.arguments):
         known = uses.setdefault(use.name, use)
         if type(known) is not type(use) or known.shape_key != use.shape_key:
             message = f"the runtime input '{use.name}' is used in two ways: {known} and {use}"
@@ -75,7 +76,7 @@ def _inputs(pattern: Pattern, groups: Iterable[Meaning]) -> tuple[tuple[str, Lay
     return tuple(uses.items())
 
 
-def _plain(use: Layout | Document | TopK) -> Layout | Document | TopK:
+def _plain(use: Layout | Document | ScoreInput) -> Layout | Document | ScoreInput:
     match use:
         case Layout(name, block):
             return Layout(name, block)
@@ -132,8 +133,8 @@ class _Phases:
         topks = tuple(c for c in part.choices if isinstance(c, TopK))
         randoms = [c for c in part.choices if isinstance(c, Random)]
         if topks:
-            self._selections.append(Selection(topks, part.mask, part.held))
-            return Gather(len(self._selections) - 1, min(c.k * c.block for c in topks), TRUE)
+            self._selections.append(Selection(topks, part.mask, part.held, part.most))
+            return Gather(len(self._selections) - 1, self._selections[-1].width, TRUE)
         if randoms:
             return _drawn(part, relation, randoms, self._tile)
         tables = tuple(self._atoms.name(f) for f in part.filters if isinstance(f, Layout) and not f.negated)

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from patternc.relation import IDENTITY, Loop, View
 from patternc.scalar import FALSE, TRUE, Scalar, text
+from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Random, TopK
 
 
@@ -97,11 +98,15 @@ Phase: TypeAlias = Walk | Listed | Gather
 
 @dataclass(frozen=True)
 class Selection:
-    """Before the kernel: the keys that all of ``choices`` pick among ``allowed``, less those that ``held`` already has."""
+    """Before the kernel: the keys that all of ``choices`` pick among ``allowed``, less those that ``held`` already has.
+
+    They are at most ``width`` for a query.
+    """
 
     choices: tuple[TopK, ...]
     allowed: Scalar
     held: Scalar
+    width: int
 
     def __str__(self) -> str:
         picks = " and ".join(map(str, self.choices))
@@ -160,7 +165,7 @@ class Plan:
 
     pattern: str
     tile: Tile
-    inputs: tuple[tuple[str, Layout | Document | TopK], ...]
+    inputs: tuple[tuple[str, Layout | Document | ScoreInput], ...]
     heads: tuple[HeadPlan, ...]
     key_tile: Tile | None = None
     keys: tuple[HeadPlan, ...] = ()

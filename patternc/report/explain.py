@@ -23,7 +23,7 @@ from patternc.pattern import Pattern
 from patternc.report.colours import colour
 from patternc.report.facts import Keys, RuntimeInput, keys_per_query, runtime_inputs
 from patternc.report.parts import parts
-from patternc.scalar import text
+from patternc.scalar import FALSE, text
 from patternc.terms import Choice, Document, Filter, Layout, Random, TopK
 
 _FLOPS_FORWARD, _FLOPS_BACKWARD = 4, 10
@@ -188,9 +188,12 @@ def _edge(result: Filter | Choice) -> str:
             row, key, space = ("q", "k", "keys") if block == 1 else (f"q // {block}", f"k // {block}", "key blocks")
             first = "the candidates" if pool is None else f"the first {pool} candidates"
             return f"{key} in draw({draws} of {first}, seed={seed}, head, {row}){_CANDIDATES.format(space)}"
-        case TopK(name, k, block):
+        case TopK(k=k, block=block):
             key, space = ("k", "keys") if block == 1 else (f"k // {block}", "key blocks")
-            return f"{key} in argtop({name}[q], {k}){_CANDIDATES.format(space)}"
+            scores = {"head": f"{result.name}[q]", "group": f"sum of {result.name}[q] over the heads of a group"}
+            of = scores.get(result.share, f"sum of {result.name}[q] over the heads")
+            first = f"; first those of {result.forced_text}" if result.forced != FALSE else ""
+            return f"{key} in argtop({of}, {k}){_CANDIDATES.format(space)}{first}"
 
 
 def _render_section(section: Section, *, alone: bool) -> list[RenderableType]:

@@ -12,7 +12,8 @@ from patternc.analysis.held import certain, realisable
 from patternc.dense import Evaluator
 from patternc.random_edges import candidates
 from patternc.relation import BudgetExceeded, Relation
-from patternc.terms import Choice, Document, Layout, Meaning, Random, Term, TopK
+from patternc.scorers import ScoreInput
+from patternc.terms import Document, Layout, Meaning, Term
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -86,20 +87,9 @@ def _upper(meaning: Meaning, q: Array, n: int) -> Array:
         return _count(meaning.static, q, n)
     total = _count(realisable(meaning.conditions), q, n)
     for term in meaning.picks:
-        total = total + np.minimum(_count(term.relation, q, n), _most(term))
+        total = total + np.minimum(_count(term.relation, q, n), term.most)
     possible = realisable(c for term in meaning.terms for c in term.conditions)
     return np.asarray(np.minimum(total, _count(possible, q, n)))
-
-
-def _most(term: Term) -> int:
-    return min(_picked(choice) for choice in term.choices)
-
-
-def _picked(choice: Choice) -> int:
-    if isinstance(choice, Random):
-        draws = choice.draws if choice.pool is None else min(choice.draws, choice.pool)
-        return draws * choice.block
-    return choice.k * choice.block
 
 
 def _one_pick(meaning: Meaning) -> bool:
@@ -127,7 +117,7 @@ class RuntimeInput:
 def runtime_inputs(meaning: Meaning) -> tuple[RuntimeInput, ...]:
     """The runtime inputs by name; where there are leading axes, a size of 1 serves every batch or head."""
     found: dict[str, RuntimeInput] = {}
-    for use in meaning.inputs:
+    for use in meaning.arguments:
         match use:
             case Layout(name, block):
                 side = _blocks(block)
@@ -136,9 +126,8 @@ def runtime_inputs(meaning: Meaning) -> tuple[RuntimeInput, ...]:
             case Document(name):
                 what = "document ids that never fall, or cumulative lengths (cu_seqlens)"
                 one = RuntimeInput(name, "(n,), (batch, n) or (documents + 1,)", what)
-            case TopK(name, _, block):
-                of = "key" if block == 1 else f"block of {block} keys"
-                one = RuntimeInput(name, f"(batch, heads, n, {_blocks(block)})", f"scores of each query for each {of}")
+            case ScoreInput(name=name, what=what, shape=shape):
+                one = RuntimeInput(name, shape, what)
         found.setdefault(name, one)
     return tuple(found.values())
 

@@ -16,6 +16,7 @@ from patternc.pattern import Pattern, parse
 from patternc.runtime import operator
 from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for, serving
 from patternc.runtime.support import check_call, check_input
+from patternc.scorers import ScoreInput
 from patternc.terms import TopK
 
 if TYPE_CHECKING:
@@ -54,13 +55,16 @@ class Attention:
     bound: dict[str, Any] = field(default_factory=dict)
     _program: str = field(init=False, repr=False, compare=False)  # known before a call, so that torch.compile need not trace it
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    _selects: frozenset[str] = field(init=False, repr=False, compare=False)
+    _scores: frozenset[str] = field(init=False, repr=False, compare=False)
+    _selects: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        uses = [use for head in range(self.pattern.heads) for use in self.pattern.meaning(head=head).inputs]
+        meanings = [self.pattern.meaning(head=head) for head in range(self.pattern.heads)]
+        uses = [use for meaning in meanings for use in meaning.arguments]
         object.__setattr__(self, "_program", str(self.pattern))
         object.__setattr__(self, "_names", tuple(dict.fromkeys(use.name for use in uses)))
-        object.__setattr__(self, "_selects", frozenset(use.name for use in uses if isinstance(use, TopK)))
+        object.__setattr__(self, "_scores", frozenset(use.name for use in uses if isinstance(use, ScoreInput)))
+        object.__setattr__(self, "_selects", any(isinstance(use, TopK) for meaning in meanings for use in meaning.inputs))
 
     @overload
     def __call__(
@@ -130,20 +134,20 @@ class Attention:
             check_sink(sink_logit, q)
         given = self._inputs(inputs) if self._names or inputs or self.bound else {}
         for name, t in given.items():
-            if not (name in self._selects and callable(t)):
+            if not (name in self._scores and callable(t)):
                 check_input(name, t, q.device)
         program, layer, backend = self._program, 0, self.backend
         tensors = [t for t in given.values() if isinstance(t, Tensor)]
         direct = operator.direct(q, k, v, *tensors)
+        scale = float(q.shape[3] ** -0.5 if scale is None else scale)
         chosen: list[Tensor] = []
         if self._selects:
             if len(tensors) == len(given) and not direct:
-                chosen = operator.select(q, k, v, tensors, program, layer, backend)
+                chosen = operator.select(q, k, v, tensors, program, layer, backend, scale)
             else:
                 with torch.no_grad():
-                    chosen = operator.module_of(program, layer, backend, q, v).selections(q, k, given)
-        kept = [t.detach() if t.requires_grad else t for name, t in given.items() if name not in self._selects]
-        scale = float(q.shape[3] ** -0.5 if scale is None else scale)
+                    chosen = operator.module_of(program, layer, backend, q, v).selections(q, k, given, scale)
+        kept = [t.detach() if t.requires_grad else t for name, t in given.items() if name not in self._scores]
         run = operator.call if direct else operator.attention
         out, lse = run(q, k, v, kept, chosen, program, layer, backend, scale)
         if sink_logit is not None:

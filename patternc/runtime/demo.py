@@ -15,7 +15,8 @@ from patternc.pattern import Pattern
 from patternc.runtime.attention import compile as compile_pattern
 from patternc.runtime.compile import serving
 from patternc.runtime.operator import request_of
-from patternc.terms import Document, Filter, Layout, TopK
+from patternc.scorers import ScoreInput
+from patternc.terms import Document, Filter, Layout
 
 _MAX_N = 8_192
 _HEAD_DIM = 64
@@ -77,11 +78,11 @@ def run_demo(pattern: Pattern, n: int = 256) -> Demo:
 
 def random_inputs(pattern: Pattern, n: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Runtime inputs for a pattern whose layers are alike, by name, for every batch and head; on the CPU."""
-    uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs}
+    uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).arguments}
     return {name: _input(use, n, generator) for name, use in uses.items()}
 
 
-def _input(use: Filter | TopK, n: int, generator: torch.Generator) -> Tensor:
+def _input(use: Filter | ScoreInput, n: int, generator: torch.Generator) -> Tensor:
     """A runtime input of random numbers; block tables keep their diagonal."""
     match use:
         case Layout(_, block):
@@ -89,8 +90,8 @@ def _input(use: Filter | TopK, n: int, generator: torch.Generator) -> Tensor:
             return (torch.rand(side, side, generator=generator) < 0.3) | torch.eye(side, dtype=torch.bool)
         case Document():
             return torch.randint(0, 4, (n,), generator=generator).sort().values
-        case TopK(_, _, block):
-            return torch.randn(1, 1, n, -(-n // block), generator=generator)
+        case ScoreInput(sizes=sizes):
+            return torch.randn(sizes(1, 1, 1, n, n, _HEAD_DIM), generator=generator)
 
 
 def _timed(call: Callable[[], Tensor]) -> tuple[Tensor, float]:

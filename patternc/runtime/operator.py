@@ -105,15 +105,19 @@ def _by_name(module: Any, tensors: list[Tensor], *, scores: bool) -> dict[str, T
 
 
 @torch.library.custom_op("patternc::select", mutates_args=())
-def select(q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer: int, backend: str) -> list[Tensor]:
+def select(
+    q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer: int, backend: str, scale: float | None = None
+) -> list[Tensor]:
     """The lists of keys that the pattern's selections pick."""
     module = module_of(program, layer, backend, q, v)
-    found: list[Tensor] = module.selections(q, k, _by_name(module, inputs, scores=True))
+    found: list[Tensor] = module.selections(q, k, _by_name(module, inputs, scores=True), scale)
     return found
 
 
 @select.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer: int, backend: str) -> list[Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, inputs: list[Tensor], program: str, layer: int, backend: str, scale: float | None = None
+) -> list[Tensor]:
     module = module_of(program, layer, backend, q, v)
     shapes = module.selection_shapes(q, k, _by_name(module, inputs, scores=True))
     return [q.new_empty(shape, dtype=torch.int32) for shape in shapes]

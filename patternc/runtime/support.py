@@ -90,34 +90,6 @@ def check_input(name, given, device):
         raise ValueError(f"'{name}' is on {given.device} and q on {device}; they must be on one device")
 
 
-def score_rows(name, given, batch, heads, n_q, n, block, start, stop, device):
-    """Rows start to stop of the scores: float32 (batch or 1, heads or 1, rows, n or blocks).
-
-    ``given`` is a tensor (batch or 1, heads or a divisor of it, n_q, n or ceil(n / block)), or a callable that takes
-    (start, stop) and returns those rows of it.
-    """
-    if callable(given) and not isinstance(given, torch.Tensor):
-        rows = given(start, stop)
-        check_input(name, rows, device)
-        wanted = stop - start
-    else:
-        check_input(name, given, device)
-        rows, wanted = given, n_q
-    blocks = -(-n // block)
-    shape = tuple(rows.shape)
-    fits = rows.dim() == 4 and shape[0] in (1, batch) and heads % max(1, shape[1]) == 0 and shape[1] > 0
-    if not fits or shape[2] != wanted or shape[3] not in (n, blocks):
-        width = f"{n}" if block == 1 else f"{n} or {blocks}"
-        raise ValueError(f"'{name}' must have shape ({batch} or 1, {heads} or 1, {wanted}, {width}), got {shape}")
-    if not rows.is_floating_point():
-        raise TypeError(f"'{name}' must be floating point, got {rows.dtype}")
-    if wanted == n_q:
-        rows = rows[:, :, start:stop]
-    if shape[1] not in (1, heads):
-        rows = rows.repeat_interleave(heads // shape[1], 1)
-    return rows.float()
-
-
 class Scope:
     """The pairs in view: batch (b, 1, 1, 1) and head (h, 1, 1) indices, the length, and the runtime inputs by name."""
 
@@ -196,80 +168,6 @@ def tensor_max(a, b):
     return where(a < b, b, a)
 
 
-def select(scope, choices, allowed, held, per_head, batch, heads, n_q, device, memory=1 << 26):
-    """The keys that all choices pick for each query: int32 (batch or 1, heads or 1, n_q, width), ascending, -1 where fewer.
-
-    choices: (name, k, block) each; ``allowed(scope, q, k)`` is what may be picked, ``held(scope, q, k)`` what other terms
-    hold already (a list of earlier selections is excluded too). Rows go in chunks of about ``memory`` elements.
-    """
-    n = scope.n
-    shape = selection_shape(scope.inputs, choices, per_head, batch, heads, n_q, n)
-    if 0 in (*shape, batch):
-        return torch.empty(shape, dtype=torch.int32, device=device)
-    chunk = max(1, memory // (n * batch * heads))
-    keys = torch.arange(n, device=device)
-    parts = []
-    for start in range(0, n_q, chunk):
-        stop = min(n_q, start + chunk)
-        q = torch.arange(n - n_q + start, n - n_q + stop, device=device)[:, None]
-        may = picked = allowed(scope, q, keys[None, :]).expand(*shape[:2], stop - start, n)
-        for name, k, block in choices:
-            scores = score_rows(name, scope.inputs[name], batch, heads, n_q, n, block, start, stop, device)
-            picked = picked & _best(scores, may, k, block)
-        picked = picked & ~held(scope, q, keys[None, :])
-        for earlier in scope.inputs.get("selections", []):
-            picked = picked & ~_listed(earlier[:, :, start:stop], n)
-        parts.append(_compact(picked, shape[3]))
-    return torch.cat(parts, 2)
-
-
-def selection_shape(inputs, choices, per_head, batch, heads, n_q, n):
-    """The shape of a selection's list: batches and heads are 1 where nothing in it depends on them."""
-    given = [inputs[name] for name, _, _ in choices]
-    every = not all(isinstance(t, torch.Tensor) and t.dim() == 4 for t in given)
-    batches = batch if every else 1
-    tables = [t for t in inputs.values() if isinstance(t, torch.Tensor)]
-    if any(t.dim() > 1 and t.shape[0] > 1 for t in [*tables, *inputs.get("selections", [])]):
-        batches = batch
-    lists = [*tables, *inputs.get("selections", [])]
-    per_head = per_head or every or any(t.dim() == 4 and t.shape[1] > 1 for t in lists)
-    return batches, heads if per_head else 1, n_q, min(n, *(k * block for _, k, block in choices))
-
-
-def _best(scores, may, k, block):
-    """The k best allowed key blocks of each row, as a mask over keys; ties go to the lowest key."""
-    n = may.shape[-1]
-    blocks = -(-n // block)
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
-    if block > 1:
-        pad = blocks * block - n
-        some = torch.nn.functional.pad(may, (0, pad)).unflatten(-1, (blocks, block))
-        if scores.shape[-1] == n:
-            scores = torch.nn.functional.pad(scores, (0, pad)).unflatten(-1, (blocks, block))
-            scores = scores.masked_fill(~some, -torch.inf).amax(-1)
-        may = some.any(-1)
-    scores = scores.masked_fill(~may, -torch.inf)
-    last = scores.topk(min(k, blocks), -1).values[..., -1:]
-    above, level = scores > last, scores == last
-    free = min(k, blocks) - above.sum(-1, keepdim=True)
-    best = (above | (level & (level.cumsum(-1) <= free))) & (scores > -torch.inf)
-    return best.repeat_interleave(block, -1)[..., :n] if block > 1 else best
-
-
-def _listed(indices, n):
-    """The mask over n keys of a list of keys."""
-    found = torch.zeros(*indices.shape[:3], n + 1, dtype=torch.bool, device=indices.device)
-    return found.scatter_(-1, torch.where(indices < 0, n, indices).long(), True)[..., :n]
-
-
-def _compact(mask, width):
-    """The set positions of each row, ascending, padded with -1 to a width."""
-    place = torch.where(mask, mask.cumsum(-1) - 1, width)
-    keys = torch.arange(mask.shape[-1], device=mask.device, dtype=torch.int32).expand(mask.shape)
-    out = torch.full((*mask.shape[:-1], width + 1), -1, dtype=torch.int32, device=mask.device)
-    return out.scatter_(-1, place.clamp(max=width), keys)[..., :width]
-
-
 def head_ids(runs, period, heads, device):
     """The heads h < heads with h % period in one of the runs (first, count)."""
     inside = [h for h in range(heads) if any(first <= h % period < first + count for first, count in runs)]
@@ -296,35 +194,3 @@ def prepare(inputs, batch, heads, n, device, scores=True):
     if unknown:
         raise TypeError(f"the pattern has no runtime input '{sorted(unknown)[0]}'")
     return ready
-
-
-def selections(q, k, inputs):
-    """The lists of keys that the pattern's selections pick: int32 (batch or 1, heads or 1, n_q, width) each."""
-    batch, heads, n_q, _ = q.shape
-    n, device = k.shape[2], q.device
-    found = []
-    if not SELECTIONS:
-        return found
-    ready = prepare(inputs, batch, heads, n, device)
-    every = (torch.arange(batch, device=device).view(-1, 1, 1, 1), torch.arange(heads, device=device).view(-1, 1, 1))
-    for group in SELECTIONS:
-        mine = []
-        for choices, allowed, held, per_head in group:
-            scope = Scope(n, *every, {**ready, "selections": mine})
-            mine.append(select(scope, choices, allowed, held, per_head, batch, heads, n_q, device))
-        found += mine
-    return found
-
-
-def selection_shapes(q, k, inputs):
-    """The shapes of what `selections` returns."""
-    batch, heads, n_q, _ = q.shape
-    n = k.shape[2]
-    found = []
-    for group in SELECTIONS:
-        mine = []
-        for choices, _, _, per_head in group:
-            shape = selection_shape({**inputs, "selections": mine}, choices, per_head, batch, heads, n_q, n)
-            mine.append(torch.empty(shape, dtype=torch.int32, device="meta"))
-        found += [t.shape for t in mine]
-    return found

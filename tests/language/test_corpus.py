@@ -12,6 +12,7 @@ from patternc.language.parser import MAX_ITEMS, MAX_SOURCE_BYTES, parse_program
 from patternc.language.primitives import PRIMITIVES
 from patternc.language.printer import show
 from patternc.language.resolve import resolve, walk
+from patternc.language.scoring import SCORERS
 from patternc.language.syntax import Call, Chain, Name, Unary
 from patternc.testing import oracle_mask, random_inputs
 
@@ -52,7 +53,9 @@ def test_accepted_programs_use_the_whole_language() -> None:
                 case Chain(_, operators):
                     used.update(operators)
     signs = {"|", "&", "-", "+", "*", "//", "%", "<", "<=", ">=", "==", "!=", "and", "or", "unary ~", "unary -", "unary not"}
-    assert used >= PRIMITIVES.keys() | {"where", "heads", "layers", "true", "false", "all", "q", "k", "n"} | signs
+    assert (
+        used >= PRIMITIVES.keys() | SCORERS.keys() | {"where", "heads", "layers", "true", "false", "all", "q", "k", "n"} | signs
+    )
 
 
 @pytest.mark.parametrize("path", REJECT, ids=lambda path: path.stem)

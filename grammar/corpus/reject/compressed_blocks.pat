@@ -1,0 +1,1 @@
+causal & topk(compressed(32, 16), 4, block=40)

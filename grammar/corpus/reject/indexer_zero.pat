@@ -1,0 +1,1 @@
+causal & topk(indexer(heads=0), 4)

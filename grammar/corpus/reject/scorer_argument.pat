@@ -1,0 +1,1 @@
+causal & topk(indexer(head=4), 4)

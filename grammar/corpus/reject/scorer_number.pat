@@ -1,0 +1,1 @@
+causal & topk(64, 4)

@@ -1,0 +1,1 @@
+causal & topk(window(4), 4)

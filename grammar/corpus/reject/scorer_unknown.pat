@@ -1,0 +1,1 @@
+causal & topk(meanpol(64), 4, block=64)

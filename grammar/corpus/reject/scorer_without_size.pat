@@ -1,0 +1,1 @@
+causal & topk(meanpool, 4)

@@ -1,0 +1,1 @@
+causal & topk(exact, 4, 1, group)
