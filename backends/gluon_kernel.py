@@ -106,7 +106,8 @@ def _shared_layout(shape, steps, dtype, stride, rows, block):
     """What `shared_view` views have in common; None for tensors that have none."""
     if shape[2] % stride or shape[2] == 0 or any(size > 1 and step == 0 for size, step in zip(shape, steps)):  # noqa: B905
         return None
-    (b, h, n, d), steps = shape, [step or 16 for step in steps]
+    steps = [step if size > 1 else 16 for size, step in zip(shape, steps)]  # noqa: B905 - an axis of one may have any step
+    b, h, n, d = shape
     shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
     tile = [1, 1, 1, rows, block]
     element = getattr(gl, str(dtype).removeprefix("torch."))

@@ -247,7 +247,8 @@ def _layout(shape, steps, dtype, stride, rows, block):
     copied = any(size > 1 and step == 0 for size, step in zip(shape, steps))  # noqa: B905
     if shape[2] % stride or 0 in shape or copied:
         return None
-    (b, h, n, d), steps = shape, [step or 16 for step in steps]
+    steps = [step if size > 1 else 16 for size, step in zip(shape, steps)]  # noqa: B905 - an axis of one may have any step
+    b, h, n, d = shape
     shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
     return vars(TensorDescriptor(torch.empty(0, dtype=dtype), shape, steps, [1, 1, 1, rows, block]))
 

@@ -195,3 +195,14 @@ def test_scales_are_of_one_type(monkeypatch):
     every = [given for _, given, _ in kernel.bound] + [given for _, given in kernel.launched]
     assert [[x for x in given if isinstance(x, float)] for given in every] == [[1.0], [2.0], [0.5]]
     assert counts({"kernel_g0": kernel}) == ({1}, {2})
+
+
+@pytest.mark.parametrize("backend", ["triton", "gluon"])
+@pytest.mark.parametrize("n", [1, 64])
+def test_descriptors_of_axes_of_one(backend, n):
+    """The step of an axis of one element is whatever the tensor was cut from; descriptors take steps of 16 bytes."""
+    module = load(emit_source(pc.parse("causal"), backend, None, Request("cuda", "bfloat16", 64, 64, 0, 9)))
+    t = torch.empty(4096, dtype=torch.bfloat16).as_strided((1, 1, n, 64), (3, 5, 7 if n == 1 else 64, 1))
+    view = (module.described if backend == "triton" else module.shared_view)(t, 1, 64, 64, 9)
+    assert view.shape == [1, 1, 1, n, 64]
+    assert all(step % 8 == 0 for step in view.strides[:-1])
