@@ -25,6 +25,8 @@ def test_the_stages(example: dict[str, Any]) -> None:
     found = example["run"](tiny(example))
     assert found.warmup_kl[1] < 0.7 * found.warmup_kl[0]
     assert 8 / 64 < found.caught < 1
+    all_keys, learned, untrained = found.swapped_loss
+    assert all_keys - 0.01 < learned < untrained + 0.01
     assert found.dense_loss < 4  # nats a byte; log 256 is 5.5
     assert found.sparse_loss < 1.05 * found.dense_loss
 
@@ -34,7 +36,7 @@ def test_two_runs_are_the_same(example: dict[str, Any], capsys: pytest.CaptureFi
     printed = []
     for _ in range(2):
         example["main"](s)
-        printed.append(capsys.readouterr().out.split("divergence of the indexers")[1])
+        printed.append(capsys.readouterr().out.split("divergence of the indexers", 1)[1])
     assert printed[0] == printed[1]
     assert "sparse / dense" in printed[0]
 
