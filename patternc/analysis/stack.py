@@ -16,6 +16,7 @@ from patternc.analysis.attractor import forced
 from patternc.analysis.bitsets import Bools, Ints, Reader, Words, singletons
 from patternc.analysis.edges import Inputs, Layer, layers_at
 from patternc.analysis.steps import Mode
+from patternc.language.elaborate import scorer_names
 from patternc.language.resolve import walk
 from patternc.language.syntax import Name
 from patternc.pattern import Pattern
@@ -156,4 +157,5 @@ class Stack:
 
 def _names(pattern: Pattern) -> set[str]:
     """The names in an expression: of runtime inputs too that make no difference, as in `none & document(ids)`."""
-    return {node.name for node in walk(pattern.expression) if isinstance(node, Name)}
+    names = {node.name for node in walk(pattern.expression) if isinstance(node, Name)}
+    return names | scorer_names(pattern.expression)

@@ -377,6 +377,13 @@ def _scorer(node: Expression, label: str) -> Scorer:
     raise PatternError("wrong-type", message, node.span, f"the scorers are {', '.join(SCORERS)}")
 
 
+def scorer_names(node: Expression) -> set[str]:
+    """The texts of the scorers in a closed expression, also of those whose selections hold no pair."""
+    calls = [part for part in walk(node) if isinstance(part, Call) and part.function == "topk"]
+    given = [[*call.arguments[:1], *(k.value for k in call.keywords if k.name == "scorer")] for call in calls]
+    return {str(_scorer(one, "'scorer' of 'topk'")) for found in given for one in found if one is not None}
+
+
 def _of_word(word: Word, arguments: list[Expression], keywords: tuple[Keyword, ...], span: Span) -> Scorer:
     scorer: Scorer = _built(word, arguments, keywords, span)
     return scorer

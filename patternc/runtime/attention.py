@@ -14,7 +14,7 @@ from patternc.combine import check_sink, with_sink
 from patternc.diagnostics import suggest
 from patternc.pattern import Pattern, parse
 from patternc.runtime import operator
-from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for, serving
+from patternc.runtime.compile import DEFAULT_REQUEST, emit_source, plan_for, serving, without_selections
 from patternc.runtime.support import check_call, check_input
 from patternc.scorers import ScoreInput
 from patternc.terms import TopK
@@ -57,6 +57,7 @@ class Attention:
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _scores: frozenset[str] = field(init=False, repr=False, compare=False)
     _selects: bool = field(init=False, repr=False, compare=False)
+    _short: tuple[int, str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         meanings = [self.pattern.meaning(head=head) for head in range(self.pattern.heads)]
@@ -65,6 +66,7 @@ class Attention:
         object.__setattr__(self, "_names", tuple(dict.fromkeys(use.name for use in uses)))
         object.__setattr__(self, "_scores", frozenset(use.name for use in uses if isinstance(use, ScoreInput)))
         object.__setattr__(self, "_selects", any(isinstance(use, TopK) for meaning in meanings for use in meaning.inputs))
+        object.__setattr__(self, "_short", without_selections(self.pattern) if self._selects else (-1, "", ()))
 
     @overload
     def __call__(
@@ -141,15 +143,19 @@ class Attention:
         direct = operator.direct(q, k, v, *tensors)
         scale = float(q.shape[3] ** -0.5 if scale is None else scale)
         chosen: list[Tensor] = []
-        if self._selects:
+        kept = [name for name in given if name not in self._scores]
+        if self._selects and k.shape[2] <= self._short[0]:
+            _, program, names = self._short
+            kept = list(names)
+        elif self._selects:
             if len(tensors) == len(given) and not direct:
                 chosen = operator.select(q, k, v, tensors, program, layer, backend, scale)
             else:
                 with torch.no_grad():
                     chosen = operator.module_of(program, layer, backend, q, v).selections(q, k, given, scale)
-        kept = [t.detach() if t.requires_grad else t for name, t in given.items() if name not in self._scores]
+        filters = [t.detach() if t.requires_grad else t for t in (given[name] for name in kept)]
         run = operator.call if direct else operator.attention
-        out, lse = run(q, k, v, kept, chosen, program, layer, backend, scale)
+        out, lse = run(q, k, v, filters, chosen, program, layer, backend, scale)
         if sink_logit is not None:
             out, lse = with_sink(out, lse, sink_logit)
         return (out, lse) if return_lse else out

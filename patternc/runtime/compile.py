@@ -7,12 +7,15 @@ from functools import lru_cache
 from types import ModuleType
 
 from patternc.backend import Backend, Request, backend_named, choose, ranked
+from patternc.language.resolve import map_children
+from patternc.language.syntax import Call, Expression, Name
 from patternc.lower.cost import TileCost, work
 from patternc.lower.phases import lower, with_keys, with_queries
 from patternc.lower.plan import Plan
 from patternc.lower.views import Choice, search
 from patternc.pattern import Pattern, parse
 from patternc.runtime.loader import load
+from patternc.terms import TopK
 
 DEFAULT_REQUEST = Request("cuda", "bfloat16", 128, 128, 4096)
 
@@ -124,6 +127,25 @@ def emit_source(pattern: Pattern, backend: str = "triton", layer: int | None = N
     if reasons := chosen.refused(plan):
         raise ValueError(f"the {backend} backend cannot run this pattern: {', '.join(reasons)}")
     return chosen.emit(plan)
+
+
+@lru_cache(maxsize=1024)
+def without_selections(pattern: Pattern) -> tuple[int, str, tuple[str, ...]]:
+    """Up to which length all selections take every candidate; the text of the pattern without them, and its runtime inputs.
+
+    The length is -1 where there is none: scores that are given may be -inf, and draws depend on what they are joined with.
+    """
+    choices = [c for head in range(pattern.heads) for term in pattern.meaning(head=head).picks for c in term.choices]
+    if not all(isinstance(c, TopK) and c.scorer.finite for c in choices):
+        return -1, "", ()
+    rest = Pattern(_without_selections(pattern.expression))
+    return min(c.k * c.block for c in choices if isinstance(c, TopK)), str(rest), rest.arguments
+
+
+def _without_selections(node: Expression) -> Expression:
+    if isinstance(node, Call) and node.function == "topk":
+        return Name("full", node.span)
+    return map_children(node, _without_selections)
 
 
 @lru_cache(maxsize=1024)

@@ -88,7 +88,12 @@ class Case:
         Raises:
             Missing: it has no closed form and is too large to be listed.
         """
-        return _mask(self.pattern, self.n, self.heads, self.inputs, self.q.device)
+        seen = {}
+        if any(_scores_itself(choice) for choice in _choices(self.pattern)):
+            if len(self.q) > 1:
+                raise Missing("what it selects differs in every batch, and masks are of one")
+            seen = {"queries": self.q[0], "keys": self.k[0]}
+        return _mask(self.pattern, self.n, self.heads, {**self.inputs, **seen}, self.q.device)
 
     @cached_property
     def block_mask(self) -> tuple[Any, float]:
@@ -217,9 +222,14 @@ def _choices(pattern: Pattern) -> list[Choice]:
     return [choice for meaning in meanings for term in meaning.picks for choice in term.choices]
 
 
+def _scores_itself(choice: Choice) -> bool:
+    """Whether the scores come of queries and keys (or of a scorer's own), and not from the call."""
+    return isinstance(choice, TopK) and choice.name not in [use.name for use in choice.scorer.inputs]
+
+
 def _planes(pattern: Pattern, heads: int) -> int:
-    """1 where the mask is the same for all heads; draws differ in every head."""
-    alike = pattern.heads == 1 and not any(isinstance(choice, Random) for choice in _choices(pattern))
+    """1 where the mask is the same for all heads; draws differ in every head, and so do scores of queries and keys."""
+    alike = pattern.heads == 1 and not any(isinstance(c, Random) or _scores_itself(c) for c in _choices(pattern))
     return 1 if alike else heads
 
 
@@ -285,7 +295,9 @@ def _term(
     term: Term, meaning: Meaning, planes: Sequence[int], of: int, n: int, inputs: dict[str, Tensor], device: torch.device
 ) -> Holds:
     """One term: its conditions in closed form and its draws as tables of blocks; with a selection, a list of its pairs."""
-    given = {name: t.cpu().numpy() for name, t in inputs.items()} if term.choices else {}
+    given = (
+        {name: (t.float() if t.is_floating_point() else t).cpu().numpy() for name, t in inputs.items()} if term.choices else {}
+    )
     if any(isinstance(choice, TopK) for choice in term.choices):
         if of * n * n > MAX_LISTED:
             raise Missing(f"selected pairs have no closed form, and {of * n * n:,} pairs are too many to list them")

@@ -67,6 +67,7 @@ def select(scope, sight, choices, allowed, held, per_head, width, memory=1 << 26
     width = min(width, n)
     if 0 in (*axes, batch, n_q, width):
         return torch.empty((*axes, n_q, width), dtype=torch.int32, device=device)
+    scope = Scope(n, scope.batch[: axes[0]], scope.head[: axes[1]], scope.inputs)  # what does not differ is asked once
     scored = [scorer.rows(sight) for scorer, *_ in choices]
     chunk = max(1, memory // (n * batch * heads))
     keys = torch.arange(n, device=device)[None, :]

@@ -328,6 +328,28 @@ def test_short_sequences(backend, n):
         assert torch.equal(mask_of(text, backend, q, k), torch.ones(n, n).tril().bool().expand(B, H, n, n))
 
 
+def test_a_short_context_runs_without_a_selection(monkeypatch):
+    q, k, v = tensors(n=16, n_q=16)
+    ids = torch.tensor([0] * 7 + [1] * 9)
+    text = "(causal & document(ids) & topk(exact, 16)) | (sinks(2) & causal & topk(meanpool(4), 4, block=4))"
+    want = pc.compile("causal & (document(ids) | sinks(2))", backend="torch")(q, k, v, ids=ids)
+    long = pc.compile(text.replace("16", "15"), backend="torch")(q, k, v, ids=ids)
+    monkeypatch.setattr(operator, "select", None)
+    found = operator.module_of
+
+    def checked(program, *rest):
+        assert "topk" not in program
+        return found(program, *rest)
+
+    monkeypatch.setattr(operator, "module_of", checked)
+    assert torch.equal(pc.compile(text, backend="torch")(q, k, v, ids=ids), want)
+    assert not torch.equal(long, want)
+    with pytest.raises((TypeError, AssertionError)):
+        pc.compile(text.replace("16", "15"), backend="torch")(q, k, v, ids=ids)
+    with pytest.raises((TypeError, AssertionError)):  # scores that are given may be -inf
+        pc.compile("causal & topk(s, 16)", backend="torch")(q, k, v, s=torch.zeros(1, 1, 16, 16))
+
+
 @BACKENDS
 def test_selections_beside_each_other(backend):
     """Both pick what is read; forced keys of one must be picked by the other; draws come first."""
