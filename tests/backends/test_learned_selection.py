@@ -324,7 +324,11 @@ def test_packed_documents(backend):
 @pytest.mark.parametrize("n", [1, 3, 8, 9])
 def test_short_sequences(backend, n):
     q, k, _ = tensors(n=n, n_q=n)
-    for text in ("causal & topk(exact, 9)", "causal & topk(meanpool(4), 3, block=4)", "causal & topk(compressed(4, 2), 3, block=4)"):
+    for text in (
+        "causal & topk(exact, 9)",
+        "causal & topk(meanpool(4), 3, block=4)",
+        "causal & topk(compressed(4, 2), 3, block=4)",
+    ):
         assert torch.equal(mask_of(text, backend, q, k), torch.ones(n, n).tril().bool().expand(B, H, n, n))
 
 
@@ -366,9 +370,7 @@ def test_selections_beside_each_other(backend):
     assert torch.equal(mask_of(text, backend, q, k, s=table), one & two)
     drawn = pc.parse("causal & random(12)").mask(N)
     got = mask_of("causal & random(12) & topk(exact, 1, force=window(9))", backend, q, k)
-    want = expected(
-        case, exact, lambda q: drawn[q].nonzero()[0].tolist(), 1, force=lambda q: range(max(0, q - 8), q + 1)
-    )
+    want = expected(case, exact, lambda q: drawn[q].nonzero()[0].tolist(), 1, force=lambda q: range(max(0, q - 8), q + 1))
     assert torch.equal(got[:, 0], want[:, 0])
 
 
