@@ -16,7 +16,7 @@ from patternc.relation import View
 from patternc.scalar import TRUE, Scalar, Var, op
 
 from .printer import triton
-from .triton_program import _PACKED, Forward, kinds
+from .triton_program import Forward, kinds
 
 _BARRIERS = {
     "q_full": "128",
@@ -35,6 +35,27 @@ _WIDE = "WIDE: tl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D 
 
 _LAPS = ("laps = laps_of(width * height)", "for lap in range(0, laps):", "    work = work_of(lap)")
 
+
+_KEYS = (
+    "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
+    "keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)",
+    "scores = warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)",
+)
+"""The product with the keys of this step, begun as soon as they are there."""
+
+_LEFT = "mbarrier.arrive(k_empty.index(step % STAGES))"
+
+_VALUES = (
+    "mbarrier.wait(v_full.index((step - 1) % STAGES), (step - 1) // STAGES & 1)",
+    "acc = warpgroup_mma(p, tile_of(v_s, step - 1, COLUMNS, BLOCK_V, STAGES), acc, is_async=True)",
+)
+"""The product with the values of the step before, begun."""
+
+_DRAINED = (
+    "acc = warpgroup_mma_wait(0, deps=[acc])",
+    "mbarrier.arrive(v_empty.index((step - 1) % STAGES))",
+)
+"""The end of that product."""
 
 LONG = 64
 """Tiles of a row above which every program has one piece of work: all that run at a time then read the same keys."""
@@ -65,7 +86,7 @@ class Segment:
 class Specialised(Forward):
     """`Forward` with a warpgroup of its own for copies. Every program works on tiles ``work`` until all are done."""
 
-    grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", "width, height, "
+    grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", ("width", "height")
     constants = (*Forward.constants, "PLACES", "STAGES")
     own_constants = ", *places(blocks, rows, columns)"
     most = "programs(1 << 30, rows, q.device)"
@@ -84,19 +105,8 @@ class Specialised(Forward):
 
     def source(self) -> str:
         """Three functions: the copies, the consumers, and the kernel that starts both."""
-        packs = [name.format(i) for i in range(len(self.packed)) for name in _PACKED]
-        own = [*self._share_parameters(), *packs, *self._parameters()]
-        values = [*self.pointers, *own, *self.strides, *self.lengths, "scale", "width", "height"]
-        views = [name for name in values if name.endswith("_view")]
-        plain = [name for name in values if name not in views]
-        fixed = [p for p in self._parameters() if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w"))]
-        unspecialised = [
-            *self.lengths,
-            *("width", "height"),
-            *fixed,
-            *(p for p in packs if p.startswith("packed_")),
-            *(f"share_{i}_rows" for i in range(len(self.shares))),
-        ]
+        values, unspecialised = self._signature()
+        plain = [name for name in values if not name.endswith("_view")]
         shared = ", ".join(_SHARED)
         typed = ", ".join(f"{c}: tl.constexpr" for c in self.constants)
         segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
@@ -111,8 +121,8 @@ class Specialised(Forward):
             f"@gluon.jit\ndef {self.name}_{part}(\n    {heads[part]}\n):\n" + indent("\n".join(body), "    ")
             for part, body in bodies.items()
         ]
-        started = [f"(self_consumer, ({i}, {', '.join(consumer)}))" for i in range(self.consumers)]
-        started.append(f"(self_copies, ({', '.join(producer)}))")
+        started = [f"({self.name}_consumer, ({i}, {', '.join(consumer)}))" for i in range(self.consumers)]
+        started.append(f"({self.name}_copies, ({', '.join(producer)}))")
         main = [
             "ELEMENT: tl.constexpr = q_ptr.dtype.element_ty",
             "q_s = gl.allocate_shared_memory(ELEMENT, [PLACES * ROWS // 64, 64, BLOCK_D], rows_layout(64, BLOCK_D, ELEMENT))",
@@ -122,7 +132,7 @@ class Specialised(Forward):
             "fence_async_shared()",
             "gl.warp_specialize(",
             "    [",
-            *(f"        {start.replace('self_', self.name + '_')}," for start in started),
+            *(f"        {start}," for start in started),
             "    ],",
             f"    {[4] * self.consumers!r},",
             f"    {[232] * (self.consumers - 1) + [40]!r},",
@@ -272,11 +282,7 @@ class Specialised(Forward):
             "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
         ]
         if self.group.chained:
-            lines += [
-                "top = tl.load(lse_ptr + at, mask=valid_row, other=float('-inf')) * 1.4426950408889634",
-                "total = tl.where(top == float('-inf'), 0.0, 1.0)",
-                "acc = tl.load(prior_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
-            ]
+            lines += self._left_before()
         else:
             lines += [
                 "top = gl.full([64], float('-inf'), gl.float32, gl.SliceLayout(1, OUT))",
@@ -305,11 +311,9 @@ class Specialised(Forward):
         first = [
             "t = begin",
             *segment.tile,
-            "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
-            "keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)",
-            "scores = warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)",
+            *_KEYS,
             "scores = warpgroup_mma_wait(0, deps=[scores])",
-            "mbarrier.arrive(k_empty.index(step % STAGES))",
+            _LEFT,
             *mask,
             "top, safe, decay = peak_of(top, tl.max(scores, 1))",
             "p = tl.exp2(scores - safe[:, None])",
@@ -323,25 +327,17 @@ class Specialised(Forward):
             loops += ["for t in range(begin + 1, tl.minimum(masked, end)):", *("    " + x for x in self._turn(segment, mask))]
         if segment.masked != segment.total:
             loops += ["for t in range(tl.maximum(begin + 1, masked), end):", *("    " + x for x in self._turn(segment, []))]
-        last = [
-            "mbarrier.wait(v_full.index((step - 1) % STAGES), (step - 1) // STAGES & 1)",
-            "acc = warpgroup_mma(p, tile_of(v_s, step - 1, COLUMNS, BLOCK_V, STAGES), acc, is_async=True)",
-            "acc = warpgroup_mma_wait(0, deps=[acc])",
-            "mbarrier.arrive(v_empty.index((step - 1) % STAGES))",
-        ]
-        return [*self._turns(segment), "if begin < end:", *("    " + line for line in [*first, *loops, *last])]
+        body = [*first, *loops, *_VALUES, *_DRAINED]
+        return [*self._turns(segment), "if begin < end:", *("    " + line for line in body)]
 
     def _turn(self, segment: Segment, mask: list[str]) -> list[str]:
         """One turn of the pipeline: with ``mask``, or for a tile that is full."""
         lines = [
             *(segment.tile if mask else []),
-            "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
-            "keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)",
-            "scores = warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)",
-            "mbarrier.wait(v_full.index((step - 1) % STAGES), (step - 1) // STAGES & 1)",
-            "acc = warpgroup_mma(p, tile_of(v_s, step - 1, COLUMNS, BLOCK_V, STAGES), acc, is_async=True)",
+            *_KEYS,
+            *_VALUES,
             "scores = warpgroup_mma_wait(1, deps=[scores])",
-            "mbarrier.arrive(k_empty.index(step % STAGES))",
+            _LEFT,
         ]
         if mask:
             lines += [*mask, "top, safe, decay = peak_of(top, tl.max(scores, 1))", "p32 = tl.exp2(scores - safe[:, None])"]
@@ -353,8 +349,7 @@ class Specialised(Forward):
         return [
             *lines,
             "total = total * decay + tl.sum(p32, 1)",
-            "acc = warpgroup_mma_wait(0, deps=[acc])",
-            "mbarrier.arrive(v_empty.index((step - 1) % STAGES))",
+            *_DRAINED,
             "p = gl.convert_layout(p32.to(query.dtype), WEIGHTS)",
             "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
             "step += 1",
@@ -368,10 +363,10 @@ class Specialised(Forward):
         ]
         if self.group.share or not self.group.last:
             return [*lines, *self._finish(), "mbarrier.arrive(q_empty.index(lap % PLACES))"]
-        *lines_of, _, _ = self._finish()
+        *most, address, store = self._finish()
         return [
             *lines,
-            *lines_of,
+            *most,
             "if BLOCK_D == BLOCK_V:",
             "    meet()",
             "    query.store(out.to(query.dtype))",
@@ -383,6 +378,7 @@ class Specialised(Forward):
             "    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < VALUE_DIM)",
             "    tl.store(out_ptr + at[:, None] * VALUE_DIM + dims, result, mask=inside)",
             "else:",
-            *("    " + line for line in self._finish()[-2:]),
+            f"    {address}",
+            f"    {store}",
             "mbarrier.arrive(q_empty.index(lap % PLACES))",
         ]

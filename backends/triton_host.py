@@ -284,6 +284,7 @@ def _share_indices(program: Program) -> range:
 def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[str]:
     """Host code that launches a kernel for each run of heads; ``extra`` are the arguments that q, k and v do not determine."""
     more = f"*map(kind, ({extra}))" if extra else ""
+    own_lengths = "".join(f"{name}, " for name in program.own_lengths)
     group, lines = program.group, []
     sharing, run_heads = ("", "count if sharing == 1 else k.shape[1]") if isinstance(program, Keys) else ("sharing, ", "count")
     stride = group.stride
@@ -300,7 +301,7 @@ def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[s
         call = [
             f"width, height = {where}, batch * ({run_heads})",
             f"given = ({given}",
-            f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale, {program.own_lengths}",
+            f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale, {own_lengths}",
             f"    {first}, {run}, {group.period}, *blocks, rows, columns{flags}{program.own_constants})",
             f"launch({program.name}, {program.grid}, (case, {first}, {more}), given, {program.options})",
         ]

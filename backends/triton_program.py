@@ -68,20 +68,24 @@ class Program:
 
     def source(self) -> str:
         """The kernel."""
-        packs = [name.format(i) for i in range(len(self.packed)) for name in _PACKED]
-        own = [*self._share_parameters(), *packs, *self._parameters()]
-        parameters = [*self.pointers, *own, *self.strides, *self.lengths, "scale"]
-        fixed = [p for p in self._parameters() if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w"))]
-        unspecialised = [
-            *self.lengths,
-            *fixed,
-            *(p for p in packs if p.startswith("packed_")),
-            *(f"share_{i}_rows" for i in range(len(self.shares))),
-        ]
+        parameters, unspecialised = self._signature()
         signature = ",\n    ".join([", ".join(parameters), ", ".join(f"{c}: tl.constexpr" for c in self.constants)])
         body = [*self._tile(), *self._setup(), *self._body(), *self._finish()]
         head = f"@triton.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {signature}\n):\n"
         return head + indent("\n".join(body), "    ")
+
+    def _signature(self) -> tuple[list[str], list[str]]:
+        """The parameters that are not constants, and those for whose values Triton must not compile anew."""
+        packs = [name.format(i) for i in range(len(self.packed)) for name in _PACKED]
+        own = [*self._share_parameters(), *packs, *self._parameters()]
+        unspecialised = [
+            *self.lengths,
+            *self.own_lengths,
+            *(p for p in self._parameters() if p.endswith(("_b", "_h", "_r", "_i", "_q", "_w"))),
+            *(p for p in packs if p.startswith("packed_")),
+            *(f"share_{i}_rows" for i in range(len(self.shares))),
+        ]
+        return [*self.pointers, *own, *self.strides, *self.lengths, "scale", *self.own_lengths], unspecialised
 
     def _parameters(self) -> list[str]:
         """The parameters that atoms and phases need."""
@@ -116,8 +120,10 @@ class Program:
     tables = "key_table"
     _row, _column = "q", "k"
     _last_first = True
-    grid, options, own_lengths, own_constants = "(width, height, 1)", "options", "", ""
-    """Host expressions: the grid, what the launch says of warps, and what only this kind of kernel takes."""
+    grid, options, own_constants = "(width, height, 1)", "options", ""
+    """Host expressions: the grid, what the launch says of warps, and constants that only this kind of kernel takes."""
+    own_lengths: tuple[str, ...] = ()
+    """Lengths that only this kind of kernel takes, by the names that the host has for them too."""
     most = "1056"
     """How many programs the work on a few long rows is split among: some for each processor of a large GPU."""
     described = "described"
@@ -502,11 +508,7 @@ class Forward(_ByQuery):
     def _setup(self) -> list[str]:
         lines = self._head()
         if self.group.chained:
-            lines += [
-                "top = tl.load(lse_ptr + at, mask=valid_row, other=float('-inf')) * 1.4426950408889634",
-                "total = tl.where(top == float('-inf'), 0.0, 1.0)",
-                "acc = tl.load(prior_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
-            ]
+            lines += self._left_before()
         else:
             lines += [
                 "top = tl.full([ROWS], float('-inf'), tl.float32)",
@@ -514,6 +516,14 @@ class Forward(_ByQuery):
                 "acc = tl.zeros([ROWS, BLOCK_V], tl.float32)",
             ]
         return [*lines, *self._taken_up()]
+
+    def _left_before(self) -> list[str]:
+        """The softmax as the passes before have left it."""
+        return [
+            "top = tl.load(lse_ptr + at, mask=valid_row, other=float('-inf')) * 1.4426950408889634",
+            "total = tl.where(top == float('-inf'), 0.0, 1.0)",
+            "acc = tl.load(prior_ptr + at[:, None] * VALUE_DIM + dims_v[None, :], mask=valid_out, other=0.0)",
+        ]
 
     def _taken_up(self) -> list[str]:
         """What shares of these rows have left, joined."""
