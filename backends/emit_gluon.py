@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 from patternc.backend import Request
@@ -16,6 +17,7 @@ DTYPES = ("float16", "bfloat16")
 GENERATION = 9
 
 
+@cache
 def _has_gluon() -> bool:
     """Whether the triton that is installed has Gluon; older ones do not have its package either."""
     return find_spec("triton.experimental") is not None and find_spec("triton.experimental.gluon") is not None

@@ -13,7 +13,7 @@ from patternc.scalar import size
 
 from .assemble import PythonNames, header, inputs, sampler, selecting, selections, verbatim
 from .triton_host import backward, forward, listings, packings
-from .triton_program import Forward, Keys, Queries, device_draws
+from .triton_program import Forward, Keys, Queries, RetiledQueries, device_draws
 
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM = 256
@@ -91,8 +91,10 @@ class TritonBackend:
         assert plan.key_tile is not None
         names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
         forwards = [self.forward(i, group, plan) for i, group in enumerate(plan.heads)]
-        walks, tile = (plan.queries, plan.query_tile) if plan.query_tile else (plan.heads, plan.tile)
-        queries = [Queries(i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
+        kind, walks, tile = Queries, plan.heads, plan.tile
+        if plan.query_tile:
+            kind, walks, tile = RetiledQueries, plan.queries, plan.query_tile
+        queries = [kind(i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
         keys = [Keys(i, group, plan.key_tile, shares(plan.keys, i), _source(plan, group)) for i, group in enumerate(plan.keys)]
         draws = [
             device_draws(index, name, atom)
@@ -117,7 +119,7 @@ class TritonBackend:
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
-            *(part for program in (*forwards, *queries, *keys) for part in listings(program)),
+            *(part for program in (*forwards, *(queries if plan.query_tile else ()), *keys) for part in listings(program)),
             *packings([*forwards, *queries]),
             *draws,
             *(program.source() for program in (*forwards, *queries, *keys)),

@@ -91,9 +91,9 @@ def processors(device):
 
 
 def shared_view(t, stride, rows, block, generation):
-    """A view of (b, h, n, d) as (b, h, stride, n // stride, d) from which the copy engine loads tiles (rows, block)."""
+    """A `by_residue` view, of a copy where it must be, from which the copy engine loads tiles (rows, block)."""
     layout = _shared_layout(t.shape, t.stride(), t.dtype, stride, rows, block)
-    if layout is None:  # a residue must not end before another, and rows must lie in memory each for itself
+    if layout is None:
         t = torch.nn.functional.pad(t, (0, 0, 0, -t.shape[2] % stride if t.shape[2] else 1)).contiguous()
         layout = _shared_layout(t.shape, t.stride(), t.dtype, stride, rows, block)
     view = object.__new__(SharedDescriptor)  # its checks were made on the layout
@@ -104,12 +104,10 @@ def shared_view(t, stride, rows, block, generation):
 @lru_cache(maxsize=512)
 def _shared_layout(shape, steps, dtype, stride, rows, block):
     """What `shared_view` views have in common; None for tensors that have none."""
-    if shape[2] % stride or shape[2] == 0 or any(size > 1 and step == 0 for size, step in zip(shape, steps)):  # noqa: B905
+    found = by_residue(shape, steps, stride)
+    if found is None:
         return None
-    steps = [step if size > 1 else 16 for size, step in zip(shape, steps)]  # noqa: B905 - an axis of one may have any step
-    b, h, n, d = shape
-    shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
     tile = [1, 1, 1, rows, block]
     element = getattr(gl, str(dtype).removeprefix("torch."))
     layout = gl.NVMMASharedLayout.get_default_for(tile, element)
-    return vars(SharedDescriptor(torch.empty(0, dtype=dtype), shape, steps, tile, layout))
+    return vars(SharedDescriptor(torch.empty(0, dtype=dtype), *found, tile, layout))

@@ -229,10 +229,7 @@ def gradient_options(rows, wide, itemsize, generation):
 
 
 def described(t, stride, rows, block, generation):
-    """A view of (b, h, n, d) as (b, h, stride, n // stride, d) from which the copy engine loads tiles (rows, block).
-
-    None where there is no such engine or view: a residue must not end before another.
-    """
+    """A `by_residue` view from which the copy engine loads tiles (rows, block); None where there is no such engine or view."""
     layout = _layout(t.shape, t.stride(), t.dtype, stride, rows, block) if generation >= 9 else None
     if layout is None:
         return None
@@ -244,13 +241,21 @@ def described(t, stride, rows, block, generation):
 @lru_cache(maxsize=512)
 def _layout(shape, steps, dtype, stride, rows, block):
     """What `described` views have in common."""
+    found = by_residue(shape, steps, stride)
+    return found and vars(TensorDescriptor(torch.empty(0, dtype=dtype), *found, [1, 1, 1, rows, block]))
+
+
+def by_residue(shape, steps, stride):
+    """Shape and steps of (b, h, n, d) as (b, h, stride, n // stride, d) for the copy engine; None where it cannot be.
+
+    A residue must not end before another, and every row must lie in memory for itself.
+    """
     copied = any(size > 1 and step == 0 for size, step in zip(shape, steps))  # noqa: B905
     if shape[2] % stride or 0 in shape or copied:
         return None
     steps = [step if size > 1 else 16 for size, step in zip(shape, steps)]  # noqa: B905 - an axis of one may have any step
     b, h, n, d = shape
-    shape, steps = [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
-    return vars(TensorDescriptor(torch.empty(0, dtype=dtype), shape, steps, [1, 1, 1, rows, block]))
+    return [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
 
 
 def kind(argument):

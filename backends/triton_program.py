@@ -562,8 +562,6 @@ class Queries(_ByQuery):
     """
 
     kind = "queries"
-    lists = "query_lists"
-    tile = "QUERY_ROWS", "QUERY_COLUMNS"
     pointers = (
         *("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr"),
         *("delta_ptr", "norm_ptr", "dq_ptr", "prior_ptr"),
@@ -619,6 +617,13 @@ class Queries(_ByQuery):
             "dq_at = dq_ptr + put[:, None] * HEAD_DIM + dims[None, :]",
             f"tl.store(dq_at, (acc{factor}).to(dq_ptr.dtype.element_ty), mask=kept[:, None] & (dims < HEAD_DIM)[None, :])",
         ]
+
+
+class RetiledQueries(Queries):
+    """`Queries` in tiles of their own, not those of the output, of which there are lists of their own too."""
+
+    lists = "query_lists"
+    tile = "QUERY_ROWS", "QUERY_COLUMNS"
 
 
 class Keys(Program):
