@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from patternc.dense import Evaluator, check_dense
 from patternc.language.printer import show
-from patternc.language.resolve import select, walk
-from patternc.language.syntax import Call, Chain, Expression
+from patternc.language.resolve import chooses, select
+from patternc.language.syntax import Chain, Expression
 from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded, Loop, Relation
 from patternc.scalar import evaluate
@@ -145,13 +145,9 @@ def _arms(node: Expression) -> list[tuple[str, Expression]]:
         case Chain(operands, ("&", *_)):
             for i, operand in enumerate(operands):
                 arms, beside = _arms(operand), operands[:i] + operands[i + 1 :]
-                if len(arms) > 1 and not any(map(_chooses, beside)):
+                if len(arms) > 1 and not any(map(chooses, beside)):
                     return [(text, replace(node, operands=(*operands[:i], arm, *operands[i + 1 :]))) for text, arm in arms]
     return [(show(node), node)]
-
-
-def _chooses(node: Expression) -> bool:
-    return any(isinstance(part, Call) and part.function in ("random", "topk") for part in walk(node))
 
 
 def _block_pairs(pattern: Pattern, n: int, block: int, head: int | None, layer: int | None, inputs: dict[str, Any]) -> Counts:

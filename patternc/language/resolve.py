@@ -243,6 +243,11 @@ def walk(node: Expression) -> Iterator[Expression]:
         yield from walk(child)
 
 
+def chooses(node: Expression) -> bool:
+    """Whether something in it picks from what stands beside it."""
+    return any(isinstance(part, Call) and part.function in ("random", "topk") for part in walk(node))
+
+
 def mixture_items(call: Call) -> list[tuple[int, Expression]]:
     """The (repeat, pattern) items of ``heads(4 * A + 4 * B)`` or ``layers(...)``."""
     if len(call.arguments) != 1 or call.keywords:

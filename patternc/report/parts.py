@@ -8,8 +8,8 @@ from itertools import product
 from math import prod
 
 from patternc.language.printer import show
-from patternc.language.resolve import walk
-from patternc.language.syntax import Call, Chain, Expression
+from patternc.language.resolve import chooses
+from patternc.language.syntax import Chain, Expression
 from patternc.pattern import Pattern
 from patternc.report.colours import PALETTE
 from patternc.terms import Meaning
@@ -60,7 +60,7 @@ def _distribute(node: Expression, operands: tuple[Expression, ...]) -> list[Part
     factors = []
     for operand in operands:
         arms = _split(operand)
-        if any(_chooses(other) for other in operands if other is not operand):
+        if any(chooses(other) for other in operands if other is not operand):
             arms = _grouped(arms)
         factors.append(arms)
     if prod(map(len, factors)) > _MAX_PRODUCT or all(len(arms) == 1 for arms in factors):
@@ -74,19 +74,15 @@ def _distribute(node: Expression, operands: tuple[Expression, ...]) -> list[Part
 
 def _grouped(arms: list[Part]) -> list[Part]:
     """The arms without choices as one: a choice beside them picks from the whole of them."""
-    free = [arm for arm in arms if not _chooses(arm.expression)]
+    free = [arm for arm in arms if not chooses(arm.expression)]
     if len(free) < 2:
         return arms
     together = _chain("|", [arm.expression for arm in free])
-    return [Part(together, " | ".join(arm.label for arm in free)), *(arm for arm in arms if _chooses(arm.expression))]
+    return [Part(together, " | ".join(arm.label for arm in free)), *(arm for arm in arms if chooses(arm.expression))]
 
 
 def _whole(node: Expression) -> Part:
     return Part(node, show(node))
-
-
-def _chooses(node: Expression) -> bool:
-    return any(isinstance(part, Call) and part.function in ("random", "topk") for part in walk(node))
 
 
 def _chain(operator: str, operands: list[Expression]) -> Expression:
