@@ -130,15 +130,6 @@ def fold_query_one(acc, scores, norm, delta, grad, key, value):
 
 
 @triton.jit
-def fold_key(dk, dv, scores, norm, delta, query, grad, value):
-    """One step of the gradients of k and v: scores (keys, queries) in base 2, norm and delta (queries,)."""
-    p = tl.exp2(scores - norm[None, :])
-    dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision="ieee")
-    slope = p * (tl.dot(value, grad.T, input_precision="ieee") - delta[None, :])
-    return tl.dot(slope.to(query.dtype), query, dk, input_precision="ieee"), dv
-
-
-@triton.jit
 def fold_key_one(dk, dv, scores, norm, delta, query, grad, value):
     """One step with one query a key: scores, norm and delta (keys,), query and grad (keys, dims)."""
     p = tl.exp2(scores - norm)
