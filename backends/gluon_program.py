@@ -254,9 +254,10 @@ class Specialised(Forward):
         ]
         body = [
             *self._scalars(),
-            *self._query(),
+            "mbarrier.wait(q_full.index(lap % PLACES), lap // PLACES & 1)",
+            "fence_async_shared()",
             *self._state(),
-            *(line for segment in segments for line in self._segment(segment)),
+            *(line for i, segment in enumerate(segments) for line in self._segment(i, segment)),
             *self._result(),
         ]
         return [*constants, *_LAPS, *("    " + line for line in body)]
@@ -264,12 +265,14 @@ class Specialised(Forward):
     def _rows_in(self, layout: str, slot: str = "SLOT") -> str:
         return self._positions(f"tile * ROWS + {slot} * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))")
 
-    def _query(self) -> list[str]:
-        return [
-            "query = q_s.index(lap % PLACES * (ROWS // 64) + SLOT)",
-            "mbarrier.wait(q_full.index(lap % PLACES), lap // PLACES & 1)",
-            "fence_async_shared()",
-        ]
+    def _query(self, i: int = 0) -> str:
+        """The queries, at an address that each segment computes for itself.
+
+        Of two branches that compute the same address, the assembler of CUDA 12.8 may compute it in the first alone, and
+        read an unset register where only the second is taken. So the addresses differ, for heads < 0, which never is.
+        """
+        apart = f" + tl.where(heads < {-i}, 1, 0)" if i else ""
+        return f"query = q_s.index(lap % PLACES * (ROWS // 64) + SLOT{apart})"
 
     def _state(self) -> list[str]:
         """The softmax so far, and what masks need."""
@@ -299,7 +302,7 @@ class Specialised(Forward):
         ]
         return lines
 
-    def _segment(self, segment: Segment) -> list[str]:
+    def _segment(self, i: int, segment: Segment) -> list[str]:
         wide = ".to(tl.int64)" if self.wide else ""
         columns = triton(segment.view.key, {"u": "(J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES)))"})
         held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
@@ -309,6 +312,7 @@ class Specialised(Forward):
             f"scores = tl.where({self._inside(segment.mask)}{held}, scores * factor, float('-inf'))",
         ]
         first = [
+            self._query(i),
             "t = begin",
             *segment.tile,
             *_KEYS,
@@ -368,6 +372,7 @@ class Specialised(Forward):
             *lines,
             *most,
             "if BLOCK_D == BLOCK_V:",
+            f"    {self._query()}",
             "    meet()",
             "    query.store(out.to(query.dtype))",
             "    meet()",

@@ -525,7 +525,11 @@ def random_call(
     device: str = "cpu",
     seed: int = 0,
 ) -> Example:
-    """Made-up queries, keys, values and runtime inputs (those of `random_inputs`, different in every batch and head)."""
+    """Made-up queries, keys, values and runtime inputs (those of `random_inputs`, different in every batch and head).
+
+    Where the pattern computes scores, what they are computed from are multiples of 1/8: sums of products are then exact in
+    float32, and no backend's order of adding them decides what is picked.
+    """
     import torch
 
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
@@ -533,11 +537,14 @@ def random_call(
     n_q = n if n_q is None else n_q
     kv_heads = heads if kv_heads is None else kv_heads
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device, getattr(torch, dtype))
+    def normal(*shape: int, exact: bool = False) -> Tensor:
+        drawn = torch.randn(*shape, generator=generator)
+        return (torch.round(8 * drawn) / 8 if exact else drawn).to(device, getattr(torch, dtype))
 
     tensors: dict[str, Tensor] = {}
     made = [random_inputs(pattern, n, heads=heads, seed=seed * batch + b) for b in range(batch)]
+    every = [use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs]
+    scored = any(isinstance(use, TopK) and use.name not in made[0] for use in every)
     uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).arguments}
     for use in uses.values():
         if use.name in made[0]:
@@ -546,9 +553,9 @@ def random_call(
                 stacked = stacked[:, :, n - n_q :].float()
             tensors[use.name] = stacked.to(device)
         elif isinstance(use, ScoreInput):
-            tensors[use.name] = normal(*use.sizes(batch, heads, kv_heads, n_q, n, head_dim))
-    q = normal(batch, heads, n_q, head_dim)
-    k = normal(batch, kv_heads, n, head_dim)
+            tensors[use.name] = normal(*use.sizes(batch, heads, kv_heads, n_q, n, head_dim), exact=True)
+    q = normal(batch, heads, n_q, head_dim, exact=scored)
+    k = normal(batch, kv_heads, n, head_dim, exact=scored)
     return Example(q, k, normal(batch, kv_heads, n, value_dim or head_dim), tensors)
 
 

@@ -25,6 +25,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction, compute_cache_key  # noqa: E402
 
+from unset import instructions, unset_in, unset_reads  # noqa: E402 - needs triton
+
 import patternc as pc  # noqa: E402
 from patternc.backend import Request  # noqa: E402
 from patternc.lower.plan import Gather  # noqa: E402
@@ -148,19 +150,25 @@ def call(module, example, *, grads=True):
         module.backward(*arguments, out, lse, torch.empty_like(out), torch.empty_like(lse))
 
 
+def compiled(module, example, kind, arch):
+    """The kernels that a call compiles for its output ("forward"), or for its gradients ("gradients")."""
+    global WANTED
+    WANTED = re.compile(r"kernel_g|merge_kernel" if kind == "forward" else r"queries_g|keys_g")
+    DRIVER.device = arch
+    FOUND.clear()
+    call(module, example, grads=kind != "forward")
+    return list(FOUND)
+
+
 @cache
 def kernels_of(name, kind, arch, head_dim=128, dtype="bfloat16", kv_heads=8, n_q=LENGTH, backend="triton"):
     """The compiled kernels of a preset: of its output ("forward"), or of its gradients ("gradients")."""
-    global WANTED
     pattern = busiest_layer(pc.preset(name))
     with pytest.MonkeyPatch.context() as patch:
         module, plan = loaded(pattern, arch, dtype, head_dim, patch, backend)
         example = random_call(pattern, n=LENGTH, n_q=n_q, heads=8, kv_heads=kv_heads, head_dim=head_dim, dtype=dtype)
-        WANTED = re.compile(r"kernel_g|merge_kernel" if kind == "forward" else r"queries_g|keys_g")
-        DRIVER.device = arch
-        FOUND.clear()
-        call(module, example, grads=kind != "forward")
-    for one in FOUND:
+        found = compiled(module, example, kind, arch)
+    for one in found:
         if one.name != "merge_kernel":
             passes = {"keys": plan.keys, "queries": plan.queries or plan.heads}.get(one.name.split("_")[0], plan.heads)
             phases = passes[int(one.name.split("_g")[1])].phases
@@ -169,8 +177,8 @@ def kernels_of(name, kind, arch, head_dim=128, dtype="bfloat16", kv_heads=8, n_q
         else:
             one.tiles = False
     passes = plan.heads if kind == "forward" else (*(plan.queries or plan.heads), *plan.keys)
-    assert len({one.name for one in FOUND} - {"merge_kernel"}) == len(passes)
-    return list(FOUND)
+    assert len({one.name for one in found} - {"merge_kernel"}) == len(passes)
+    return found
 
 
 def busiest_layer(pattern):
@@ -186,6 +194,7 @@ def check(kernels, arch, dtype="bfloat16", allowed=lambda kernel: 0):
         assert one.spilled <= allowed(one), f"{one.name} spills {one.spilled} bytes"
         if arch == 90:
             assert "spill" in one.said  # the assembler does report
+            assert not unset_reads(one.kernel.asm["cubin"]), one.name
             if one.tiles and dtype != "float32":
                 assert "wgmma.mma_async" in one.kernel.asm["ptx"], one.name
                 assert "cp.async.bulk.tensor" in one.kernel.asm["ptx"], one.name
@@ -211,6 +220,36 @@ def test_specialised_presets(name, head_dim):
     for one in specialised:
         assert not one.serialised
         assert one.kernel.metadata.shared <= 113 * 1024 or ".maxnreg 128" not in one.kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_segments_that_some_tiles_skip(head_dim, monkeypatch):
+    """The assembler took the address of the queries from a segment that was not run."""
+    module, _ = loaded(pc.parse("local(4) & sinks(3) | ~summary(4, 3)"), 90, "bfloat16", head_dim, monkeypatch, "gluon")
+    example = random_call("full", n=160, heads=2, head_dim=head_dim, dtype="bfloat16")
+    check(compiled(module, example, "forward", 90), 90, allowed=lambda one: SPILLED_BY_MASKS)
+
+
+LISTING = """
+.L_x_1:
+    /*0000*/ UMOV UR4, 0x1 ;
+    /*0010*/ @P0 BRA `(.L_x_2) ;
+    /*0020*/ UIADD3.64 UR6, UR4, 0x2, URZ ;
+.L_x_2:
+    /*0030*/ HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+    /*0040*/ HGMMA.64x64x16.F32.BF16 R88, R24, gdesc[UR6].tnspB, R88 ;
+    /*0050*/ BRA `(.L_x_1) ;
+"""
+
+
+def test_unset_registers_are_found():
+    assert unset_in(instructions(LISTING)) == [
+        "UIADD3.64 UR6, UR4, 0x2, URZ",  # UR5
+        "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24",  # UR5, and UR6 where P0 holds
+        "HGMMA.64x64x16.F32.BF16 R88, R24, gdesc[UR6].tnspB, R88",  # UR8
+    ]
+    mended = LISTING.replace("UMOV UR4, 0x1", "ULDC.64 UR4, c[0x0][0x4]").replace("@P0 BRA", "NOP.").replace("gdesc[UR6]", "gdesc[UR4]")
+    assert not unset_in(instructions(mended))
 
 
 def of_gradients(kernel):
