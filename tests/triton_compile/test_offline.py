@@ -24,7 +24,6 @@ from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.driver import driver  # noqa: E402
 from triton.runtime.jit import JITFunction, compute_cache_key  # noqa: E402
-
 from unset import instructions, unset_in, unset_reads  # noqa: E402 - needs triton
 
 import patternc as pc  # noqa: E402
@@ -248,7 +247,11 @@ def test_unset_registers_are_found():
         "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24",  # UR5, and UR6 where P0 holds
         "HGMMA.64x64x16.F32.BF16 R88, R24, gdesc[UR6].tnspB, R88",  # UR8
     ]
-    mended = LISTING.replace("UMOV UR4, 0x1", "ULDC.64 UR4, c[0x0][0x4]").replace("@P0 BRA", "NOP.").replace("gdesc[UR6]", "gdesc[UR4]")
+    mended = (
+        LISTING.replace("UMOV UR4, 0x1", "ULDC.64 UR4, c[0x0][0x4]")
+        .replace("@P0 BRA", "NOP.")
+        .replace("gdesc[UR6]", "gdesc[UR4]")
+    )
     assert not unset_in(instructions(mended))
 
 

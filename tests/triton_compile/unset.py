@@ -72,13 +72,16 @@ def _instruction(text, place, labels, length):
         follows.append(place + 1)
     while operands and re.fullmatch(r"U?P(\d|T)", operands[0]):  # predicates that it sets besides
         operands.pop(0)
+    wide = 4 if ".128" in name else 2 if ".64" in name or ".WIDE" in name else 1
     sets, reads = set(), set()
     for i, operand in enumerate(operands):
         for register in map(int, re.findall(r"\bUR(\d+)", operand)):
             if "gdesc[" in operand:  # two descriptors of 64 bits; the first is not read where its tile is in registers
                 reads |= set(range(register + 2 * bool(re.match(r"R\d", operands[1])), register + 4))
-            elif i == 0 and (kind in _TO_UNIFORM or kind[0] == "U" and kind not in _ONLY_READ):
-                sets |= set(range(register, register + (4 if ".128" in name else 2 if ".64" in name or ".WIDE" in name else 1)))
+            elif i == 0 and (kind in _TO_UNIFORM or (kind[0] == "U" and kind not in _ONLY_READ)):
+                sets |= set(range(register, register + wide))
+            elif "desc[" in operand or (".64" in name and "[" not in operand):
+                reads |= {register, register + 1}
             else:
-                reads |= set(range(register, register + (2 if "desc[" in operand or ".64" in name and "[" not in operand else 1)))
+                reads.add(register)
     return Instruction(text, frozenset(sets), frozenset(reads), [j for j in follows if j < length])
