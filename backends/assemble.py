@@ -93,6 +93,10 @@ def inputs(plan: Plan) -> str:
     return f"INPUTS = {tuple(rows)!r}"
 
 
+_OF_BLOCKS = "some", "least", "beyond"
+"""Key blocks that are candidates, that are forced, and that have a key which is not held."""
+
+
 class PythonNames:
     """Names of the generated functions of one group of heads."""
 
@@ -153,7 +157,17 @@ class PythonNames:
                 for j, choice in enumerate(selection.choices)
                 if choice.forced != FALSE
             ]
+            parts += [self._of_blocks(name, mask) for name, mask in self._blocks(i, selection)]
         return parts
+
+    def _blocks(self, i: int, selection: Selection) -> list[tuple[str, Scalar]]:
+        """The names of the functions of key blocks, and what they say; of forced ones only if there are some."""
+        names = [f"{what}_{i}_g{self._index}" for what in _OF_BLOCKS]
+        return [(name, mask) for name, mask in zip(names, selection.blocks or (), strict=False) if mask != FALSE]
+
+    def _of_blocks(self, name: str, mask: Scalar) -> str:
+        shown = python(mask, {}, tensors=True)
+        return f"def {name}(s, I, J):  # noqa: E741\n    n = s.n  # noqa: F841\n    return (I == I) & (J == J) & ({shown})"
 
     def selection_row(self, i: int, selection: Selection) -> str:
         rows = ""
@@ -161,7 +175,12 @@ class PythonNames:
             forced = None if one.forced == FALSE else f"forced_{i}_{j}_g{self._index}"
             rows += f"({one.scorer!r}, {one.k}, {one.block}, {one.share!r}, {forced}), "
         per_head = any(isinstance(atom, Draws) for _, atom in self._group.atoms)
-        return f"(({rows}), allowed_{i}_g{self._index}, held_{i}_g{self._index}, {per_head}, {selection.width})"
+        known = dict(self._blocks(i, selection))
+        blocks = ", ".join(
+            n if n in known else "None" for n in (f"{x}_{i}_g{self._index}" for x in ("some", "least", "beyond"))
+        )
+        asked = f"allowed_{i}_g{self._index}, held_{i}_g{self._index}, {per_head}"
+        return f"(({rows}), {asked}, {selection.width}, {selection.unit}, {f'({blocks})' if known else None})"
 
 
 def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop, ...]) -> str:

@@ -50,7 +50,9 @@ class GluonBackend(TritonBackend):
                 reasons.append(f"{what} {wide} is not a multiple of 8")
         return reasons
 
-    def refused(self, plan: Plan) -> list[str]:
+    def refused(self, plan: Plan, request: Request) -> list[str]:
+        if reasons := super().refused(plan, request):
+            return reasons
         pairs = any(isinstance(phase, Gather) for group in plan.heads for phase in group.phases)
         return ["it copies tiles of keys, and this pattern picks keys one by one"] if pairs else []
 
@@ -64,8 +66,9 @@ class GluonBackend(TritonBackend):
         return super().tiles(request)[0].tile
 
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
-        kind = Specialised if group.phases else Forward
-        return kind(index, group, plan.tile, shares(plan.heads, index), index)
+        if group.picked or not group.phases:
+            return super().forward(index, group, plan)
+        return Specialised(index, group, plan.tile, shares(plan.heads, index), index)
 
 
 BACKEND = GluonBackend()

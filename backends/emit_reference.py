@@ -37,7 +37,7 @@ class ReferenceBackend:
     def key_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
         return None
 
-    def refused(self, plan: Plan) -> list[str]:  # noqa: ARG002
+    def refused(self, plan: Plan, request: Request) -> list[str]:  # noqa: ARG002
         return []
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002

@@ -8,15 +8,17 @@ from importlib.util import find_spec
 
 from patternc.backend import Request
 from patternc.lower.cost import TileCost
-from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Plan, Tile
+from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Picked, Plan, Tile
 from patternc.scalar import size
 
 from .assemble import PythonNames, header, inputs, sampler, selecting, selections, verbatim
+from .picked_program import PickedForward, PickedKeys, PickedQueries
 from .triton_host import backward, forward, listings, packings
 from .triton_program import Forward, Keys, Queries, RetiledQueries, device_draws
 
 DTYPES = ("float16", "bfloat16", "float32")
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM, MAX_LISTED_DIM = 256, 1024
+"""The widest heads, and those of patterns that only walk lists of keys."""
 
 
 IMPORTS = """\
@@ -54,12 +56,15 @@ class TritonBackend:
         if interpreted and request.dtype == "bfloat16":
             reasons.append("Triton's interpreter computes bfloat16 wrongly")
         for what, wide in (("head_dim", request.head_dim), ("value head_dim", request.value_dim)):
-            if wide > MAX_HEAD_DIM:
-                reasons.append(f"{what} {wide} is over {MAX_HEAD_DIM}")
+            if wide > MAX_LISTED_DIM:
+                reasons.append(f"{what} {wide} is over {MAX_LISTED_DIM}")
         return reasons
 
-    def refused(self, plan: Plan) -> list[str]:  # noqa: ARG002
-        return []
+    def refused(self, plan: Plan, request: Request) -> list[str]:
+        if all(group.picked for group in plan.heads):
+            return []
+        wide = (("head_dim", request.head_dim), ("value head_dim", request.value_dim))
+        return [f"{what} {dim} is over {MAX_HEAD_DIM}" for what, dim in wide if dim > MAX_HEAD_DIM]
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
         wide = max(request.head_dim, request.value_dim)
@@ -85,7 +90,8 @@ class TritonBackend:
 
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
         """The kernel of a pass for the output."""
-        return Forward(index, group, plan.tile, shares(plan.heads, index), index)
+        kind = PickedForward if group.picked else Forward
+        return kind(index, group, plan.tile, shares(plan.heads, index), index)
 
     def emit(self, plan: Plan) -> str:
         assert plan.key_tile is not None
@@ -94,8 +100,14 @@ class TritonBackend:
         kind, walks, tile = Queries, plan.heads, plan.tile
         if plan.query_tile:
             kind, walks, tile = RetiledQueries, plan.queries, plan.query_tile
-        queries = [kind(i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
-        keys = [Keys(i, group, plan.key_tile, shares(plan.keys, i), _source(plan, group)) for i, group in enumerate(plan.keys)]
+        queries = [
+            (PickedQueries if group.picked else kind)(i, group, tile, shares(walks, i), _source(plan, group))
+            for i, group in enumerate(walks)
+        ]
+        keys = [
+            (PickedKeys if group.picked else Keys)(i, group, plan.key_tile, shares(plan.keys, i), _source(plan, group))
+            for i, group in enumerate(plan.keys)
+        ]
         draws = [
             device_draws(index, name, atom)
             for index, group in enumerate(plan.heads)
@@ -148,7 +160,7 @@ def _device_sampler(source: str) -> str:
 
 def _mask_size(plan: Plan) -> int:
     """Operators and operands of the longest mask of a key tile; a table look-up or a draw counts as 30."""
-    tiles = [phase for group in plan.heads for phase in group.phases if not isinstance(phase, Gather)]
+    tiles = [phase for group in plan.heads for phase in group.phases if not isinstance(phase, Gather | Picked)]
     return max((size(phase.mask) + 30 * isinstance(phase, Listed) for phase in tiles), default=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textwrap import indent
 
-from patternc.lower.plan import Draws, Gather, Listed, Walk
+from patternc.lower.plan import Draws, Gather, Listed, Picked, Walk
 from patternc.scalar import FALSE, Scalar, Var, variables
 from patternc.terms import Document, Layout
 
@@ -161,6 +161,13 @@ def _queries(program: Queries) -> list[str]:
     lines, packs = _packs(program)
     body += lines
     taken = _taken(program, ("",)) + packs
+    if group.picked:
+        tag, allowed = _tag(program), "members >= 16 and not torch.are_deterministic_algorithms_enabled()"
+        body += [
+            f"adds = {allowed if _one_by_one(program) else 'False'}",
+            f"{tag} = [torch.zeros(t.shape, dtype=torch.float32, device=q.device) for t in (k, v)] if adds else (None, None)",
+        ]
+        taken = f"*{tag}, {taken}"
     given = f"{_views(program, 'kv')}q, k, v, grad, out, lse, grad_lse, delta, norm, {target}, {prior}, {taken}{arguments}"
     body += _launch(program, given, arguments)
     if group.share:
@@ -190,10 +197,32 @@ def _key_pass(program: Keys) -> list[str]:
     given = f"{_views(program, 'qg')}q, k, v, grad, delta, norm, {targets}, {prior}, {taken}{arguments}sharing, "
     carry = "True" if group.chained else "False" if group.share else "together"
     last = "not together" if group.last else "False"
-    body += _launch(program, given, arguments, f", n_q < n, {carry}, {last}")
+    launched = _launch(program, given, arguments, f", n_q < n, {carry}, {last}")
+    if group.picked and _one_by_one(program):
+        tag, before = _tag(program), ("prior_k + ", "prior_v + ") if group.chained else ("", "")
+        launched = [
+            f"if {tag}[0] is None:",
+            *("    " + line for line in [*body, *launched]),
+            "elif together:",
+            f"    sums[0].add_({tag}[0]), sums[1].add_({tag}[1])",
+            "else:",
+            f"    dk, dv = (({before[0]}{tag}[0]) * scale).to(k.dtype), ({before[1]}{tag}[1]).to(v.dtype)",
+        ]
+        body = []
+    body += launched
     if group.share:
         body += [f"left_{program.index}{end} = summed(left_{program.index}{end})" for end in ("_dk", "_dv")]
     return [*body, f"at += {len(group.selections)}"]
+
+
+def _tag(program: Program) -> str:
+    """What the gradients of keys and values are called that the program of a list's queries has added up."""
+    return f"added_{program.group.heads[0]}"
+
+
+def _one_by_one(program: Program) -> bool:
+    """Whether a pass walks lists of single keys."""
+    return any(isinstance(phase, Picked) and phase.unit == 1 for phase in program.group.phases)
 
 
 def _views(program: Program, tensors: str) -> str:
@@ -283,12 +312,14 @@ def _share_indices(program: Program) -> range:
 
 def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[str]:
     """Host code that launches a kernel for each run of heads; ``extra`` are the arguments that q, k and v do not determine."""
-    more = f"*map(kind, ({extra}))" if extra else ""
+    more = ", ".join(filter(None, (f"*map(kind, ({extra}))" if extra else "", program.own_case)))
     own_lengths = "".join(f"{name}, " for name in program.own_lengths)
     group, lines = program.group, []
     sharing, run_heads = ("", "count if sharing == 1 else k.shape[1]") if isinstance(program, Keys) else ("sharing, ", "count")
-    stride = group.stride
-    if group.share:
+    stride, high = group.stride, f"batch * ({run_heads})"
+    if program.launched:
+        where, high = program.launched
+    elif group.share:
         where = "count_of * splits"
     elif stride > 1 and isinstance(program, Keys):
         where = f"((n - 1) // {stride} // rows + 1) * {stride}"
@@ -296,13 +327,13 @@ def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[s
         where = f"((n - 1) // {stride} // rows - (n - n_q) // {stride} // rows + 1) * {stride}"
     else:
         where = "tiles"
-    splits = "splits" if group.share else "1"
+    splits, (blocks, rows, columns) = "splits" if group.share else "1", program.sizes
     for first, run in group.runs:
         call = [
-            f"width, height = {where}, batch * ({run_heads})",
+            f"width, height = {where}, {high}",
             f"given = ({given}",
             f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale, {own_lengths}",
-            f"    {first}, {run}, {group.period}, *blocks, rows, columns{flags}{program.own_constants})",
+            f"    {first}, {run}, {group.period}, *{blocks}, {rows}, {columns}{flags}{program.own_constants})",
             f"launch({program.name}, {program.grid}, (case, {first}, {more}), given, {program.options})",
         ]
         if len(group.heads) == group.period:
@@ -315,7 +346,7 @@ def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[s
 
 def _arguments(program: Program) -> tuple[list[str], str]:
     """What atoms and phases need: lines that prepare it, and the arguments."""
-    lines, arguments = [], []
+    lines, arguments = _sets(program), []
 
     def kept(function: str) -> str:
         return f"kept({function}_g{program.index}, n, n_q, heads, q.device)"
@@ -342,11 +373,32 @@ def _arguments(program: Program) -> tuple[list[str], str]:
                 by_table = isinstance(dict(program.group.atoms)[sources[0]], Layout)
                 lines.append(f"lists_{i} = {f'{function}_g{program.index}(scope, n_q)' if by_table else kept(function)}")
                 arguments += [f"*lists_{i}", f"*strides(lists_{i}[2])[:2]"]
-            case Gather(source, _, _) if isinstance(program, Keys):
-                made = f"turned(chosen[at + {source}], n)" if isinstance(source, int) else kept(f"{source}_order")
-                lines.append(f"order_{i}, begin_{i}, count_{i} = {made}")
+            case Gather() if isinstance(program, Keys):
+                lines.append(f"order_{i}, begin_{i}, count_{i} = {kept(f'{phase.drawn}_order')}")
                 arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
-            case Gather(int(selection), _, _):
-                lines.append(f"keys_{i} = chosen[at + {selection}]")
-                arguments += [f"keys_{i}", f"*strides(keys_{i})[:3]", f"keys_{i}.shape[3]"]
+            case Picked(unit=unit) if isinstance(program, Keys):
+                lines.append(f"order_{i}, begin_{i}, count_{i} = turned(sets_of(keys_{i}, heads, members), -(-n // {unit}))")
+                arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
+            case Picked():
+                lines += [
+                    f"keys_{i} = sets_of(keys_{i}, heads, members)",
+                    f"count_{i} = (keys_{i} >= 0).sum(-1, dtype=torch.int32)",
+                ]
+                arguments += [f"keys_{i}", f"*strides(keys_{i})[:3]", f"count_{i}", f"*strides(count_{i})[:2]"]
     return lines, "".join(f"{argument}, " for argument in arguments)
+
+
+def _sets(program: Program) -> list[str]:
+    """The lists that a pass walks, how many heads share each, and the sizes of its tiles."""
+    picked = [(i, phase) for i, phase in enumerate(program.group.phases) if isinstance(phase, Picked)]
+    if not picked:
+        return []
+    shared = " and ".join(f"keys_{i}.shape[1] == 1" for i, phase in picked if not phase.shared)
+    keys, unit = isinstance(program, Keys), picked[0][1].unit
+    made = f"{unit if keys else 'members'}, q.dtype.itemsize, blocks, {program.kind!r}, generation"
+    lines = [f"keys_{i} = chosen[at + {phase.selection}]" for i, phase in picked]
+    lines.append(f"members = {f'sharing if {shared} else 1' if shared else 'sharing'}")
+    lines.append(f"own_blocks, rest, own_rows, own_columns, own_options = picked_setting({made})")
+    if not keys:
+        lines.append("same = own_blocks[2] == blocks[3] and is_same(k, v)")
+    return lines

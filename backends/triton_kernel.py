@@ -293,6 +293,42 @@ def summed(parts):
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
+def sets_of(lists, heads, members):
+    """Lists (b or 1, h or 1, n_q, slots), one for every ``members`` heads."""
+    return lists if lists.shape[1] in (1, heads // members) else lists[:, ::members]
+
+
+def is_same(k, v):
+    """Whether values are the first dims of the keys themselves, so that a tile of keys is one of values too."""
+    return k.data_ptr() == v.data_ptr() and k.stride() == v.stride()
+
+
+@lru_cache(maxsize=64)
+def picked_setting(size, itemsize, blocks, kind, generation):
+    """The head dims padded in two parts, the second of them, a tile's rows and columns, and what launches are told.
+
+    ``size`` heads share a list, or for the gradients of keys so many are in a block.
+    """
+    head_dim, value_dim, padded, wide = blocks
+    main, rest = padded // 2, max(16, triton.next_power_of_2(max(1, head_dim - padded // 2)))
+    main, rest = (main, rest) if main >= 16 and main < head_dim and rest <= main // 2 else (padded, 0)
+    wide, widest = max(main, wide), max(main, wide) * itemsize
+    narrow = kind == "picked_keys" and (widest > 512 or generation == 0)
+    rows = min(32 if narrow or widest > 1024 else 64, max(16, triton.next_power_of_2(size)))
+    columns = 64 if widest <= 256 else 32 if widest <= 1024 else 16
+    stages = 3 if widest <= 512 and generation else 2 if widest <= 512 or kind == "picked" else 1
+    return (
+        (head_dim, value_dim, main, blocks[3]),
+        rest,
+        rows,
+        columns,
+        {
+            "num_warps": 8 if rows * wide > 8192 else 4,
+            "num_stages": stages,
+        },
+    )
+
+
 @lru_cache(maxsize=64)
 def setting(head_dim, value_dim, itemsize, device, rows, options):
     """The head dims as they are and padded, the GPU's generation, and what ``options`` says of launches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from textwrap import indent
 
-from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Tile, Walk
+from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import Loop, View
 from patternc.scalar import FALSE, TRUE, Op, Scalar, Var, op, variables
 from patternc.terms import Document, Layout
@@ -35,7 +35,7 @@ class Program:
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         self.index, self.group = index, group
-        self.shares = shares if group.rows.stride == 1 and not group.share else ()
+        self.shares = () if group.rows.stride > 1 or group.share or group.picked else shares
         self.source_index = source
         """The index of the group whose generated functions know the atoms."""
         size = min(tile.rows, tile.columns)
@@ -104,8 +104,8 @@ class Program:
                 case Listed():
                     found += [f"{part}_{i}{kind}" for kind, _ in kinds(phase) for part in ("list", "begin", "count")]
                     found += [f"list_{i}_b", f"list_{i}_h"]
-                case Gather():
-                    found += self._gather_parameters(i, phase)
+                case Gather() | Picked():
+                    found += self._key_parameters(i)
         return found
 
     def _share_parameters(self) -> list[str]:
@@ -120,8 +120,13 @@ class Program:
     tables = "key_table"
     _row, _column = "q", "k"
     _last_first = True
-    grid, options, own_constants = "(width, height, 1)", "options", ""
-    """Host expressions: the grid, what the launch says of warps, and constants that only this kind of kernel takes."""
+    grid, options, own_constants, own_case = "(width, height, 1)", "options", "", ""
+    """Host expressions: the grid, what the launch says of warps, and for this kind of kernel alone the constants that it takes
+    and what else they depend on."""
+    launched: tuple[str, str] | None = None
+    """Host expressions: how wide and high the grid is, if not a program for each tile of rows and each head."""
+    sizes = "blocks", "rows", "columns"
+    """The host's names of the head dims, as they are and padded, and of the sizes of a tile."""
     own_lengths: tuple[str, ...] = ()
     """Lengths that only this kind of kernel takes, by the names that the host has for them too."""
     most = "1056"
@@ -138,7 +143,7 @@ class Program:
     def _share_pointers(self, i: int) -> list[str]:
         raise NotImplementedError
 
-    def _gather_parameters(self, i: int, phase: Gather) -> list[str]:
+    def _key_parameters(self, i: int) -> list[str]:
         raise NotImplementedError
 
     def _setup(self) -> list[str]:
@@ -303,6 +308,8 @@ class Program:
                 return lines
             case Gather():
                 return [f"# phase {i}: pairs one by one", *self._gather(i, phase)]
+            case Picked():
+                raise AssertionError("lists of selections have kernels of their own")
 
     _listed_tile = "tile - (n - n_q) // ROWS"
     _lowest = "n - n_q"
@@ -462,24 +469,15 @@ class _ByQuery(Program):
         ]
         return f"value = {self._load('v', 'kv', view, '', bound)}", lines
 
-    def _gather_parameters(self, i: int, phase: Gather) -> list[str]:
-        if isinstance(phase.source, str):
-            return []
-        return [f"keys_{i}", f"keys_{i}_b", f"keys_{i}_h", f"keys_{i}_q", f"keys_{i}_w"]
+    def _key_parameters(self, i: int) -> list[str]:  # noqa: ARG002
+        return []
 
-    def _gather(self, i: int, phase: Gather) -> list[str]:
-        if isinstance(phase.source, int):
-            at = f"keys_{i} + b64 * keys_{i}_b + head.to(tl.int64) * keys_{i}_h + (rows - (n - n_q)).to(tl.int64) * keys_{i}_q"
-            setup = [f"keys_at = {at}"]
-            count, key = f"keys_{i}_w", "tl.load(keys_at + t, mask=valid_row, other=-1)"
-        else:
-            atom = dict(self.group.atoms)[phase.source]
-            assert isinstance(atom, Draws)
-            setup, count, key = [], str(phase.slots), f"column({phase.source}_keys, t, {slots(atom)})"
+    def _gather(self, i: int, phase: Gather) -> list[str]:  # noqa: ARG002
+        atom = dict(self.group.atoms)[phase.drawn]
+        assert isinstance(atom, Draws)
         return [
-            *setup,
-            f"for t in range(0, {count}):",
-            f"    key_at = {key}",
+            f"for t in range(0, {phase.slots}):",
+            f"    key_at = column({phase.source}_keys, t, {slots(atom)})",
             f"    k = tl.maximum(key_at, 0)[:, None]{'.to(tl.int64)' if self.wide else ''}",
             "    safe_q, safe_k = tl.minimum(q, n - 1), k",
             f"    keep = (key_at >= 0)[:, None] & valid_row[:, None] & ({self._mask(phase.mask)})",
@@ -572,11 +570,15 @@ class Queries(_ByQuery):
     def _share_pointers(self, i: int) -> list[str]:
         return [f"share_{i}_ptr"]
 
+    _gradient = (
+        "g_base = grad_ptr + b64 * stride_gb + head.to(tl.int64) * stride_gh",
+        "g_at = g_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_gn + dims_v[None, :] * stride_gd",
+    )
+
     def _setup(self) -> list[str]:
         lines = [
             *self._head(),
-            "g_base = grad_ptr + b64 * stride_gb + head.to(tl.int64) * stride_gh",
-            "g_at = g_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_gn + dims_v[None, :] * stride_gd",
+            *self._gradient,
             "grad = tl.load(g_at, mask=valid_out, other=0.0)",
             "valid_q = valid_row[:, None] & (dims < HEAD_DIM)[None, :]",
         ]
@@ -719,7 +721,7 @@ class Keys(Program):
             "dk = tl.dot(slope.to(query.dtype), query, dk, input_precision='ieee')",
         ]
 
-    def _gather_parameters(self, i: int, phase: Gather) -> list[str]:  # noqa: ARG002
+    def _key_parameters(self, i: int) -> list[str]:
         return [f"order_{i}", f"begin_{i}", f"count_{i}", f"order_{i}_b", f"order_{i}_h"]
 
     def _gather(self, i: int, phase: Gather) -> list[str]:
@@ -822,5 +824,5 @@ def _scalars(phase: Phase) -> list[Scalar]:
     match phase:
         case Walk(full=full, partial=partial, mask=mask):
             return [mask, *(e for loop in full + partial for e in (loop.start, loop.count, loop.guard))]
-        case Listed() | Gather():
+        case Listed() | Gather() | Picked():
             return [phase.mask]

@@ -50,13 +50,13 @@ class Backend(Protocol):
     views: bool
     """Whether it can walk static pieces in other views than rows and keys as they are."""
     splits: bool
-    """Whether it can split the work on some long rows among programs."""
+    """Whether it can split the work on some long rows among programs, and walk the lists of selections in passes of their own."""
 
     def unsupported(self, request: Request) -> list[str]:
         """Why this backend cannot serve a request; empty if it can."""
         ...
 
-    def refused(self, plan: Plan) -> list[str]:
+    def refused(self, plan: Plan, request: Request) -> list[str]:
         """Why this backend cannot run a plan of its own for a request that it can serve; empty if it can."""
         ...
 

@@ -262,7 +262,7 @@ def _planner(backend: str | None, head_dim: int, n: int | None, measure: bool) -
     wrong = [reason for reason in chosen.unsupported(request) if reason not in lacking]
 
     def ask(pattern: Pattern) -> Choices:
-        if reasons := wrong or chosen.refused(plan_for(pattern, None, chosen.name, request)):
+        if reasons := wrong or chosen.refused(plan_for(pattern, None, chosen.name, request), request):
             raise _Failure("no-plan", f"the {chosen.name} backend has no plan for this: {', '.join(reasons)}")
         return choices(pattern, chosen.name, request)
 

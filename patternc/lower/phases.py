@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from patternc.diagnostics import PatternError
 from patternc.lower.normalise import AtomTable, Part, disjoint_parts, without
-from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Plan, Selection, Tile, Walk
+from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Plan, Selection, Tile, Walk
 from patternc.lower.views import split
 from patternc.pattern import Pattern
 from patternc.relation import IDENTITY, BudgetExceeded, Loop, Relation, View
-from patternc.scalar import FALSE, TRUE, variables
+from patternc.scalar import FALSE, TRUE, Scalar, conjunction, op, variables
 from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
@@ -19,7 +19,8 @@ from patternc.terms import Document, Layout, Meaning, Random, TopK
 def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool = False, splits: bool = False) -> Plan:
     """The plan of one layer of a pattern, without `Plan.keys`.
 
-    ``views`` allows views of rows and keys, ``splits`` passes over some rows only (see `HeadPlan.share`).
+    ``views`` allows views of rows and keys, ``splits`` passes over some rows only (see `HeadPlan.share`), and over the lists of
+    selections (`HeadPlan.picked`).
 
     Raises:
         PatternError: the layers differ and none was chosen, or the candidates of a `random` have no closed form.
@@ -57,7 +58,8 @@ def _lowered(
         for meaning, heads in groups.items():
             atoms = AtomTable()
             turned = [(part, part.relation.inverse() if inverse else part.relation) for part in disjoint_parts(meaning, atoms)]
-            found = _Phases(tile, atoms, views=views, splits=splits, inverse=inverse)
+            lists = sum(any(isinstance(choice, TopK) for choice in part.choices) for part, _ in turned)
+            found = _Phases(tile, atoms, views=views, splits=splits, inverse=inverse, blocks=lists == 1)
             for part, relation in turned:
                 found.add(part, relation)
             passes += found.passes(tuple(heads), pattern.heads)
@@ -88,15 +90,19 @@ def _plain(use: Layout | Document | ScoreInput) -> Layout | Document | ScoreInpu
 class _Phases:
     """The phases of one group of heads, by the rows that they share."""
 
-    def __init__(self, tile: Tile, atoms: AtomTable, *, views: bool, splits: bool, inverse: bool):
+    def __init__(self, tile: Tile, atoms: AtomTable, *, views: bool, splits: bool, inverse: bool, blocks: bool):
         self._tile, self._atoms = tile, atoms
-        self._views, self._splits, self._inverse = views, splits, inverse
+        self._views, self._splits, self._inverse, self._blocks = views, splits, inverse, blocks
         self._selections: list[Selection] = []
+        self._picked: list[Phase] = []
         self._by_rows: dict[View, list[Phase]] = {}
         self._visits: dict[View, tuple[Loop, ...]] = {}
 
     def add(self, part: Part, relation: Relation) -> None:
         """The phases of a part, whose pairs of rows and columns are ``relation``."""
+        if self._splits and any(isinstance(choice, TopK) for choice in part.choices):
+            self._picked.append(self._listed_keys(part))
+            return
         if not self._views or part.filters or part.choices:
             self._by_rows.setdefault(IDENTITY, []).append(self._phase(part, relation))
             return
@@ -109,25 +115,50 @@ class _Phases:
                 self._visits[view] = tiles.visits
 
     def passes(self, heads: tuple[int, ...], period: int) -> list[HeadPlan]:
-        """One pass for each choice of rows: shares first, then the rows as they are, then those packed by strides."""
+        """One pass for each choice of rows: shares first, then the rows as they are, then those packed by strides.
+
+        The lists of selections come last.
+        """
         shares = [rows for rows in self._by_rows if rows.few or rows.packs_rows]
-        if shares or not self._by_rows:
+        if shares or not (self._by_rows or self._picked):
             self._by_rows.setdefault(IDENTITY, [])
         order = [*shares, *sorted((rows for rows in self._by_rows if rows not in shares), key=lambda rows: rows.stride)]
-        return [
+        last = len(order) - (not self._picked)
+        selections = tuple(self._selections)
+        found = [
             HeadPlan(
                 heads,
                 period,
                 self._atoms.items if rows == IDENTITY else (),
-                tuple(self._selections) if rows == IDENTITY else (),
+                selections if rows == IDENTITY and not self._picked else (),
                 tuple(self._by_rows[rows]),
                 rows,
                 self._visits.get(rows, ()),
                 chained=i > len(shares),
-                last=i == len(order) - 1,
+                last=i == last,
             )
             for i, rows in enumerate(order)
         ]
+        if self._picked:
+            found.append(
+                HeadPlan(heads, period, self._atoms.items, selections, tuple(self._picked), chained=len(order) > len(shares))
+            )
+        return found
+
+    def _listed_keys(self, part: Part) -> Picked:
+        """The walk over a selection's list. Whole blocks are listed where the kernel can tell which of their keys to read."""
+        topks = tuple(choice for choice in part.choices if isinstance(choice, TopK))
+        shared = all(choice.share != "head" for choice in topks) and not part.draws
+        plain = all(isinstance(f, Document) for f in part.filters)
+        unit = topks[0].block if self._blocks and len(part.choices) == 1 and plain else 1
+        mask, slots, blocks = TRUE, part.most, None
+        if unit > 1:
+            exact = not part.filters and variables(part.held) <= {"q", "k", "n"}
+            mask = part.relation.predicate if exact else conjunction([part.mask, op("not", part.held)])
+            slots = -(-part.most // unit)
+            blocks = None if part.filters else _of_blocks(part, topks[0], unit)
+        self._selections.append(Selection(topks, part.mask, part.held, slots, unit, blocks))
+        return Picked(len(self._selections) - 1, slots, unit, mask, shared)
 
     def _phase(self, part: Part, relation: Relation) -> Phase:
         topks = tuple(c for c in part.choices if isinstance(c, TopK))
@@ -141,6 +172,16 @@ class _Phases:
         if tables:
             return _listed(part, relation, tables, self._tile, next(f.block for f in part.filters if isinstance(f, Layout)))
         return _walk(part, relation, self._tile)
+
+
+def _of_blocks(part: Part, choice: TopK, unit: int) -> tuple[Scalar, Scalar, Scalar] | None:
+    """See `Selection.blocks`."""
+    allowed = Relation.where(part.mask)
+    forced = allowed & choice.force
+    some = allowed.active_tiles(1, unit)
+    if some == TRUE:  # it may be more than there are: the budget was spent
+        return None
+    return some, FALSE if forced.is_empty() else forced.active_tiles(1, unit), part.relation.active_tiles(1, unit)
 
 
 def _drawn(part: Part, relation: Relation, randoms: list[Random], tile: Tile) -> Phase:

@@ -87,26 +87,57 @@ class Gather:
     slots: int
     mask: Scalar
 
+    @property
+    def drawn(self) -> str:
+        """The atom; a list of a selection is not fetched so by kernels."""
+        assert isinstance(self.source, str)
+        return self.source
+
     def __str__(self) -> str:
         origin = f"drawn by {self.source}" if isinstance(self.source, str) else f"of selection {self.source}"
         where = "" if self.mask == TRUE else f"\n  where {text(self.mask)}"
         return f"gather {self.slots} keys a query, {origin}{where}"
 
 
-Phase: TypeAlias = Walk | Listed | Gather
+@dataclass(frozen=True)
+class Picked:
+    """Keys that a selection lists for each query, as many at a time as a tile has columns; a pass of its own.
+
+    The list is of blocks of ``unit`` keys, and ``mask`` says which of theirs are read. Where the list is ``shared`` by the
+    query heads of a key head, those are the rows of a tile; else each head has a tile for itself.
+    """
+
+    selection: int
+    slots: int
+    unit: int
+    mask: Scalar
+    shared: bool
+
+    def __str__(self) -> str:
+        what = "keys" if self.unit == 1 else f"blocks of {self.unit} keys"
+        rows = "the heads that share a key head" if self.shared else "a head"
+        where = "" if self.mask == TRUE else f"\n  where {text(self.mask)}"
+        return f"walk the {self.slots} {what} a query of selection {self.selection}, for {rows} at a time{where}"
+
+
+Phase: TypeAlias = Walk | Listed | Gather | Picked
 
 
 @dataclass(frozen=True)
 class Selection:
     """Before the kernel: the keys that all of ``choices`` pick among ``allowed``, less those that ``held`` already has.
 
-    They are at most ``width`` for a query.
+    They are at most ``width`` for a query. With a ``unit`` over 1 they are blocks of so many keys; then ``blocks`` may say in
+    closed form, of query I and block J, which are candidates, which of those are forced, and which have a key that is not
+    held. Without it all keys are looked at.
     """
 
     choices: tuple[TopK, ...]
     allowed: Scalar
     held: Scalar
     width: int
+    unit: int = 1
+    blocks: tuple[Scalar, Scalar, Scalar] | None = None
 
     def __str__(self) -> str:
         picks = " and ".join(map(str, self.choices))
@@ -136,6 +167,11 @@ class HeadPlan:
     @property
     def stride(self) -> int:
         return self.rows.stride
+
+    @property
+    def picked(self) -> bool:
+        """Whether it walks the lists of selections, and nothing else."""
+        return any(isinstance(phase, Picked) for phase in self.phases)
 
     @property
     def share(self) -> bool:

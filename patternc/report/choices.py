@@ -233,7 +233,7 @@ def _passes(candidate: Candidate) -> str:
 
 def _pass(group: HeadPlan) -> str:
     """A pass in words: its rows, and what it does besides walking their keys."""
-    rows = _rows(group.rows)
+    rows = "keys listed for each query" if group.picked else _rows(group.rows)
     found = [f"keys {_places(p.view)}" for p in group.phases if isinstance(p, Walk) and _packs_keys(p.view)]
     found += ["listed tiles" for p in group.phases if isinstance(p, Listed)]
     found += ["gathered keys" for p in group.phases if isinstance(p, Gather)]

@@ -100,7 +100,7 @@ def serving(pattern: Pattern, layer: int | None, request: Request, backend: str 
 
     def refused(one: Backend) -> list[str]:
         known = [] if backend else failures(pattern, layer or 0, one.name, any_length)
-        return known or one.refused(plan_for(pattern, layer, one.name, any_length))
+        return known or one.refused(plan_for(pattern, layer, one.name, any_length), any_length)
 
     return choose(request, backend, refused).name
 
@@ -111,7 +111,7 @@ def usual(pattern: Pattern, layer: int | None = None, request: Request = DEFAULT
     def reasons(one: Backend) -> list[str]:
         lacking = one.unsupported(DEFAULT_REQUEST)
         found = [reason for reason in one.unsupported(request) if reason not in lacking]
-        return found or one.refused(plan_for(pattern, layer, one.name, request))
+        return found or one.refused(plan_for(pattern, layer, one.name, request), request)
 
     return next(one.name for one in ranked() if not reasons(one))
 
@@ -124,7 +124,7 @@ def emit_source(pattern: Pattern, backend: str = "triton", layer: int | None = N
         ValueError: the backend refuses the plan; the message lists the reasons.
     """
     chosen, plan = backend_named(backend), plan_for(pattern, layer, backend, request)
-    if reasons := chosen.refused(plan):
+    if reasons := chosen.refused(plan, request):
         raise ValueError(f"the {backend} backend cannot run this pattern: {', '.join(reasons)}")
     return chosen.emit(plan)
 

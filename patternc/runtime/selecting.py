@@ -8,7 +8,7 @@ from patternc.scorers import Sight, shared
 
 @without_autocast
 def selections(q, k, inputs, scale=None):
-    """The lists of keys that the pattern's selections pick: int32 (batch or 1, heads or 1, n_q, width) each."""
+    """The lists of keys, or of key blocks, that selections pick: int32 (batch or 1, heads or 1, n_q, width) each."""
     batch, heads, n, device = *q.shape[:2], k.shape[2], q.device
     ready = prepare(inputs, batch, heads, n, device)
     sight = Sight(torch, q, k, float(q.shape[3] ** -0.5 if scale is None else scale), ready)
@@ -16,9 +16,12 @@ def selections(q, k, inputs, scale=None):
     found = []
     for group in SELECTIONS:
         mine = []
-        for choices, allowed, held, per_head, width in group:
+        for choices, allowed, held, per_head, width, unit, blocks in group:
             scope = Scope(n, *every, {**ready, "selections": mine})
-            mine.append(select(scope, sight, choices, allowed, held, per_head, width))
+            if unit > 1:
+                mine.append(select_blocks(scope, sight, choices[0], allowed, held, width, blocks))
+            else:
+                mine.append(select(scope, sight, choices, allowed, held, per_head, width))
         found += mine
     return found
 
@@ -29,11 +32,23 @@ def selection_shapes(q, k, inputs):
     found = []
     for group in SELECTIONS:
         mine = []
-        for choices, _, _, per_head, width in group:
-            axes = selection_axes(choices, {**inputs, "selections": mine}, per_head, batch, heads, k.shape[1])
-            mine.append(torch.empty((*axes, n_q, min(width, k.shape[2])), dtype=torch.int32, device="meta"))
+        for choices, _, _, per_head, width, unit, _ in group:
+            if unit > 1:
+                axes = block_axes(choices[0], inputs, batch, heads, k.shape[1])
+            else:
+                axes = selection_axes(choices, {**inputs, "selections": mine}, per_head, batch, heads, k.shape[1])
+            mine.append(torch.empty((*axes, n_q, min(width, -(-k.shape[2] // unit))), dtype=torch.int32, device="meta"))
         found += [t.shape for t in mine]
     return found
+
+
+def block_axes(choice, inputs, batch, heads, key_heads):
+    """The batches of a list of blocks, and its heads: all, the key heads if those of a group share it, or 1."""
+    batches, of = score_axes(choice[0], choice[3], inputs, batch, heads, key_heads)
+    given = max(
+        [batches, *(inputs[name].shape[0] for name, kind, _ in INPUTS if kind == "document" and inputs[name].dim() > 1)]
+    )
+    return batch if given > 1 else 1, of
 
 
 def selection_axes(choices, inputs, per_head, batch, heads, key_heads):
@@ -91,28 +106,78 @@ def select(scope, sight, choices, allowed, held, per_head, width, memory=1 << 26
     return torch.cat(parts, 2)
 
 
+def select_blocks(scope, sight, choice, allowed, held, width, blocks, memory=1 << 26):
+    """The key blocks that one choice picks for each query: int32, with the axes of `block_axes`, n_q and width.
+
+    They ascend, and -1 stands where there are fewer. Blocks whose allowed keys are all ``held`` are left out. ``blocks`` says
+    of queries and blocks, each a function (scope, q, block), which are candidates, which are forced (or None), and which are
+    not held; without it that is asked of all keys.
+    """
+    (batch, heads, n_q, _), (_, key_heads, n, _), device = sight.queries.shape, sight.keys.shape, sight.keys.device
+    scorer, k, size, share, forced = choice
+    axes = block_axes(choice, scope.inputs, batch, heads, key_heads)
+    count = -(-n // size)
+    width = min(width, count)
+    if 0 in (*axes, batch, n_q, width):
+        return torch.empty((*axes, n_q, width), dtype=torch.int32, device=device)
+    scope = Scope(n, scope.batch[: axes[0]], scope.head[:1], scope.inputs)
+    scored, keys = scorer.rows(sight), torch.arange(n, device=device)[None, :]
+    each = torch.arange(count, device=device)[None, :]
+    every = scorer.finite and count <= k
+    chunk = max(1, memory // ((n if blocks is None or (scorer.span == 1 and not every) else count) * batch * heads))
+    parts = []
+    for start in range(0, n_q, chunk):
+        stop = min(n_q, start + chunk)
+        q = torch.arange(n - n_q + start, n - n_q + stop, device=device)[:, None]
+        if blocks:
+            some, least, beyond = (ask and grid(ask(scope, q, each), stop - start, count) for ask in blocks)
+        else:
+            may = grid(allowed(scope, q, keys), stop - start, n)
+            some, beyond = of_blocks(may, size), of_blocks(may & ~held(scope, q, keys), size)
+            least = forced and of_blocks(may & grid(forced(scope, q, keys), stop - start, n), size)
+        picked = some
+        if not every:
+            scores = shared(scored(start, stop), share, heads, key_heads)
+            if scores.shape[-1] != count:
+                if blocks:
+                    may = grid(allowed(scope, q, keys), stop - start, n)
+                scores = best_of_blocks(scores, may, size)
+            picked = best(scores, some, k, least)
+        parts.append(compacted(picked & beyond, width).expand(*axes, -1, -1))
+    return torch.cat(parts, 2)
+
+
 def grid(mask, rows, n):
-    """A mask with the axes batch, head, query and key, the last two of them whole."""
+    """A mask with the axes batch, head, query and key (or block), the last two of them whole."""
     return mask[(None,) * (4 - mask.dim())].expand(-1, -1, rows, n)
+
+
+def of_blocks(mask, size):
+    """Whether a mask over keys holds one of each block of ``size`` keys."""
+    return torch.nn.functional.pad(mask, (0, -mask.shape[-1] % size)).unflatten(-1, (-1, size)).any(-1)
+
+
+def best_of_blocks(scores, may, size):
+    """The best score of the keys of each block that may be picked."""
+    pad = -may.shape[-1] % size
+    scores, may = (torch.nn.functional.pad(t, (0, pad)).unflatten(-1, (-1, size)) for t in (scores, may))
+    return scores.masked_fill(scores.isnan() | ~may, -torch.inf).amax(-1)
 
 
 def best_keys(scores, may, k, block, forced=None):
     """The k best allowed key blocks of each row, as a mask over keys: forced ones first, ties to the lowest key."""
     n = may.shape[-1]
-    blocks = -(-n // block)
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
-    if forced is not None:
-        forced = forced & may
-    if block > 1:
-        pad = blocks * block - n
-        some = torch.nn.functional.pad(may, (0, pad)).unflatten(-1, (blocks, block))
-        if scores.shape[-1] == n:
-            scores = torch.nn.functional.pad(scores, (0, pad)).unflatten(-1, (blocks, block))
-            scores = scores.masked_fill(~some, -torch.inf).amax(-1)
-        may = some.any(-1)
-        if forced is not None:
-            forced = torch.nn.functional.pad(forced, (0, pad)).unflatten(-1, (blocks, block)).any(-1)
-    scores, most = scores.masked_fill(~may, -torch.inf), min(k, blocks)
+    if block == 1:
+        return best(scores, may, k, forced if forced is None else forced & may)
+    if scores.shape[-1] == n:
+        scores = best_of_blocks(scores, may, block)
+    found = best(scores, of_blocks(may, block), k, forced if forced is None else of_blocks(forced & may, block))
+    return found.repeat_interleave(block, -1)[..., :n]
+
+
+def best(scores, may, k, forced=None):
+    """The k best of each row that may be picked, as a mask: forced ones first, ties to the lowest."""
+    scores, most = scores.masked_fill(scores.isnan() | ~may, -torch.inf), min(k, may.shape[-1])
     if forced is None:
         free, last = most, scores.topk(most, -1).values[..., -1:]
     else:
@@ -121,10 +186,8 @@ def best_keys(scores, may, k, block, forced=None):
         last = scores.topk(most, -1).values.gather(-1, (free - 1).clamp(min=0))
     above, level = scores > last, scores == last
     free = free - above.sum(-1, keepdim=True)
-    best = (above | (level & (level.cumsum(-1) <= free))) & (scores > -torch.inf)
-    if forced is not None:
-        best = best | forced
-    return best.repeat_interleave(block, -1)[..., :n] if block > 1 else best
+    found = (above | (level & (level.cumsum(-1) <= free))) & (scores > -torch.inf)
+    return found if forced is None else found | forced
 
 
 def listed(indices, n):

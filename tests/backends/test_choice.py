@@ -41,7 +41,8 @@ ON_HOPPER = {
     "causal & document(ids)": "gluon",
     "layout(table, 64)": "gluon",
     "causal & random(3)": "triton",
-    "causal & topk(scores, 8)": "triton",
+    "causal & topk(scores, 8)": "gluon",
+    "causal & (window(9) | topk(meanpool(16), 2, block=16))": "gluon",
     "heads(causal + (window(9) | random(2)))": "triton",
 }
 
@@ -56,9 +57,9 @@ def test_what_serves_a_pattern_on_hopper(text):
     plan = plan_for(pattern, None, "gluon", HOPPER)
     gathers = any(isinstance(phase, Gather) for group in plan.heads for phase in group.phases)
     assert gathers == (wanted == "triton")
-    assert backend_named("gluon").refused(plan) == ([ONE_BY_ONE] if gathers else [])
+    assert backend_named("gluon").refused(plan, HOPPER) == ([ONE_BY_ONE] if gathers else [])
     for name in ("triton", "torch", "reference"):
-        assert backend_named(name).refused(plan_for(pattern, None, name, HOPPER)) == []
+        assert backend_named(name).refused(plan_for(pattern, None, name, HOPPER), HOPPER) == []
 
 
 GENERATION = "it is for NVIDIA GPUs of compute capability 9.x"

@@ -152,14 +152,14 @@ def test_unknown_bound_input():
 def test_what_a_backend_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     pytest.importorskip("triton")
-    wide = t(1, 4, 8, 512, dtype=torch.float64), t(1, 2, 8, 512, dtype=torch.float64), t(1, 2, 8, 300, dtype=torch.float64)
+    wide = t(1, 4, 8, 2048, dtype=torch.float64), t(1, 2, 8, 2048, dtype=torch.float64), t(1, 2, 8, 1100, dtype=torch.float64)
     with pytest.raises(ValueError, match="the triton backend cannot run this call") as caught:
         pc.compile("causal", backend="triton")(*wide)
     reasons = [
         "it runs on cuda devices, not cpu",
         "dtype float64 is not one of float16, bfloat16, float32",
-        "head_dim 512 is over 256",
-        "value head_dim 300 is over 256",
+        "head_dim 2048 is over 1024",
+        "value head_dim 1100 is over 1024",
     ]
     assert str(caught.value) == f"the triton backend cannot run this call: {', '.join(reasons)}"
 

@@ -43,7 +43,7 @@ class Several:
         assert request.length == 0, "the choice may not depend on the length"
         return TileCost(Tile(32, 32), 1, 2, 1), TileCost(Tile(128, 64), 1, 2, 1), TileCost(Tile(64, 64), 1, 2, 1)
 
-    def refused(self, plan: object) -> list[str]:  # noqa: ARG002
+    def refused(self, plan: object, request: object) -> list[str]:  # noqa: ARG002
         return []
 
     def query_tile(self, request: Request) -> Tile:  # noqa: ARG002
@@ -213,7 +213,8 @@ def test_the_text() -> None:
         ("causal & (chunk(256) | summary(256, 8))", "taken: a phase of the pass over all rows"),
         ("where(q % 64 < 2) | local(8)", "rows 0-1 of every 64, split among programs; all rows"),
         ("where(q % 64 < 2) | local(8)", "queries 0-1 of every 64"),
-        ("causal & (window(8) | topk(s, 4))", "all rows (with gathered keys)"),
+        ("causal & (window(8) | topk(s, 4))", "all rows; keys listed for each query, chained"),
+        ("causal & (window(8) | random(4))", "all rows (with gathered keys)"),
         ("causal & layout(t, 64)", "all rows (with listed tiles)"),
         ("causal & layout(t, 64)", "none: rows and keys are walked as they are"),
         ("causal & (window(8) | topk(s, 4))", "Keys that are listed or gathered at run time are left out"),
