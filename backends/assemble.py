@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from importlib.resources import files
 from textwrap import indent, wrap
 
@@ -41,8 +41,8 @@ def header(plan: Plan, backend: str) -> str:
     return f'"""{safe}\n"""'
 
 
-def verbatim(package: str, name: str, only: Iterable[str] | None = None) -> str:
-    """A module's source without its docstring and imports, or only the named functions of it."""
+def verbatim(package: str, name: str, only: Iterable[str] | None = None, without: Container[str] = ()) -> str:
+    """A module's source without its docstring and imports, or only the named functions of it, or without some."""
     source = files(package).joinpath(name).read_text("utf-8")
     lines = source.split("\n")
     chosen = None if only is None else set(only)
@@ -53,6 +53,8 @@ def verbatim(package: str, name: str, only: Iterable[str] | None = None) -> str:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
         if chosen is not None and not (isinstance(node, ast.FunctionDef) and node.name in chosen):
+            continue
+        if isinstance(node, ast.FunctionDef) and node.name in without:
             continue
         decorators = getattr(node, "decorator_list", [])
         first = min([node.lineno, *(d.lineno for d in decorators)]) - 1
@@ -66,14 +68,21 @@ SCORING_IMPORTS = """\
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self, TypeAlias"""
-SCORERS = (SCORING_IMPORTS, verbatim("patternc", "scorers.py"))
+_SELECTING = ("patternc", "scorers.py"), ("patternc.runtime", "selecting.py"), ("patternc.runtime", "picking.py")
+SCORERS = (SCORING_IMPORTS, verbatim(*_SELECTING[0]))
 """The source of the scorers, with what it imports."""
 
 
-def selecting(plan: Plan) -> list[str]:
-    """The source of what selects keys; without selections, what says so."""
+def selecting(plan: Plan, kernels: Sequence[str] = ()) -> list[str]:
+    """The source of what selects keys; without selections, what says so.
+
+    ``kernels`` are modules of this package with faster functions, which stand for those of the same names.
+    """
     if any(group.selections for group in plan.heads):
-        return [*SCORERS, verbatim("patternc.runtime", "selecting.py")]
+        faster = [verbatim("patternc.backends", name) for name in kernels]
+        named = {node.name for part in faster for node in ast.parse(part).body if isinstance(node, ast.FunctionDef)}
+        parts = [verbatim(package, name, without=named) for package, name in _SELECTING]
+        return [SCORING_IMPORTS, *parts, *faster]
     return ["def selections(q, k, inputs, scale=None):\n    return []"]
 
 

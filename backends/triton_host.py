@@ -395,10 +395,10 @@ def _sets(program: Program) -> list[str]:
         return []
     shared = " and ".join(f"keys_{i}.shape[1] == 1" for i, phase in picked if not phase.shared)
     keys, unit = isinstance(program, Keys), picked[0][1].unit
-    made = f"{unit if keys else 'members'}, q.dtype.itemsize, blocks, {program.kind!r}, generation"
+    made = f"{unit if keys else 'members'}, q.dtype.itemsize, blocks, {program.kind!r}, generation{'' if keys else ', same'}"
     lines = [f"keys_{i} = chosen[at + {phase.selection}]" for i, phase in picked]
     lines.append(f"members = {f'sharing if {shared} else 1' if shared else 'sharing'}")
-    lines.append(f"own_blocks, rest, own_rows, own_columns, own_options = picked_setting({made})")
     if not keys:
-        lines.append("same = own_blocks[2] == blocks[3] and is_same(k, v)")
+        lines.append("same = is_same(k, v, blocks)")
+    lines.append(f"own_blocks, rest, own_rows, own_columns, own_options = picked_setting({made})")
     return lines

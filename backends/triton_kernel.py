@@ -298,35 +298,35 @@ def sets_of(lists, heads, members):
     return lists if lists.shape[1] in (1, heads // members) else lists[:, ::members]
 
 
-def is_same(k, v):
+def is_same(k, v, blocks):
     """Whether values are the first dims of the keys themselves, so that a tile of keys is one of values too."""
-    return k.data_ptr() == v.data_ptr() and k.stride() == v.stride()
+    head_dim, value_dim, padded, wide = blocks
+    alike = k.data_ptr() == v.data_ptr() and k.stride() == v.stride()
+    return alike and value_dim == wide and wide == (padded if head_dim == padded else padded // 2)
 
 
 @lru_cache(maxsize=64)
-def picked_setting(size, itemsize, blocks, kind, generation):
+def picked_setting(size, itemsize, blocks, kind, generation, same=False):
     """The head dims padded in two parts, the second of them, a tile's rows and columns, and what launches are told.
 
-    ``size`` heads share a list, or for the gradients of keys so many are in a block.
+    ``size`` heads share a list, or for the gradients of keys so many are in a block. Measured on an H200.
     """
     head_dim, value_dim, padded, wide = blocks
     main, rest = padded // 2, max(16, triton.next_power_of_2(max(1, head_dim - padded // 2)))
     main, rest = (main, rest) if main >= 16 and main < head_dim and rest <= main // 2 else (padded, 0)
-    wide, widest = max(main, wide), max(main, wide) * itemsize
-    narrow = kind == "picked_keys" and (widest > 512 or generation == 0)
-    rows = min(32 if narrow or widest > 1024 else 64, max(16, triton.next_power_of_2(size)))
-    columns = 64 if widest <= 256 else 32 if widest <= 1024 else 16
-    stages = 3 if widest <= 512 and generation else 2 if widest <= 512 or kind == "picked" else 1
-    return (
-        (head_dim, value_dim, main, blocks[3]),
-        rest,
-        rows,
-        columns,
-        {
-            "num_warps": 8 if rows * wide > 8192 else 4,
-            "num_stages": stages,
-        },
+    widest = max(main, wide) * itemsize
+    narrow = widest > (512 if kind != "picked" else 1024) or (kind == "picked_keys" and generation == 0)
+    rows = min(32 if narrow else 64, max(16, triton.next_power_of_2(size)))
+    columns = (
+        64
+        if widest <= 256 or (same and kind == "picked" and widest <= 1024 and generation == 9)
+        else 32
+        if widest <= 1024
+        else 16
     )
+    stages = 2 if widest <= 512 or kind == "picked" else 1
+    warps = 8 if rows * max(main, wide) > 8192 else 4
+    return (head_dim, value_dim, main, wide), rest, rows, columns, {"num_warps": warps, "num_stages": stages}
 
 
 @lru_cache(maxsize=64)

@@ -286,16 +286,7 @@ class Indexer:
         shapes = (batch, n_q, self.heads, self.dim), (batch, n, self.dim), (batch, n_q, self.heads)
         names = [use.name for use in self.inputs]
         q, k, w = (sight.given(name, sight.inputs[name], *shape) for name, shape in zip(names, shapes))  # noqa: B905
-        keys = wide(k).swapaxes(-1, -2)
-
-        def rows(start: int, stop: int) -> Any:
-            total: Any = 0.0
-            for head in range(self.heads):  # one at a time: all of them would be as many times the memory
-                alike = (wide(q[:, start:stop, head]) @ keys).clip(0)
-                total = total + wide(w[:, start:stop, head])[..., None] * alike
-            return total[:, None]
-
-        return rows
+        return lambda start, stop: indexed(q[:, start:stop], k, w[:, start:stop])[:, None]
 
 
 @dataclass(frozen=True)
@@ -421,3 +412,11 @@ def shared(scores: Any, share: str, heads: int, key_heads: int) -> Any:
     if of % groups:
         scores = scores[:, [head * of // heads for head in range(heads)]]
     return scores.reshape(batch, groups, -1, rows, width).sum(2)
+
+
+def indexed(queries: Any, keys: Any, weights: Any) -> Any:
+    """sum over heads j of w_j relu(q_j . k): (b, rows, n), for (b, rows, heads, dim), (b, n, dim) and (b, rows, heads)."""
+    across, total = wide(keys).swapaxes(-1, -2), 0.0
+    for head in range(queries.shape[2]):  # one at a time: all of them would be as many times the memory
+        total = total + wide(weights[:, :, head])[..., None] * (wide(queries[:, :, head]) @ across).clip(0)
+    return total

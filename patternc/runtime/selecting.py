@@ -2,6 +2,7 @@
 
 import torch
 
+from patternc.runtime.picking import best, compacted, picks
 from patternc.runtime.support import Scope, prepare, without_autocast
 from patternc.scorers import Sight, shared
 
@@ -84,25 +85,31 @@ def select(scope, sight, choices, allowed, held, per_head, width, memory=1 << 26
         return torch.empty((*axes, n_q, width), dtype=torch.int32, device=device)
     scope = Scope(n, scope.batch[: axes[0]], scope.head[: axes[1]], scope.inputs)  # what does not differ is asked once
     scored = [scorer.rows(sight) for scorer, *_ in choices]
-    chunk = max(1, memory // (n * batch * heads))
+    chunk = max(1, memory // (n * most_scores([scorer for scorer, *_ in choices], scope.inputs, batch, heads)))
     keys = torch.arange(n, device=device)[None, :]
     parts = []
     for start in range(0, n_q, chunk):
         stop = min(n_q, start + chunk)
         q = torch.arange(n - n_q + start, n - n_q + stop, device=device)[:, None]
         may = picked = grid(allowed(scope, q, keys), stop - start, n)
+        known = grid(held(scope, q, keys), stop - start, n)
+        for earlier in scope.inputs["selections"]:
+            known = known | listed(earlier[:, :, start:stop], n)
+        (scorer, k, block, share, forced), *others = choices
+        if not others and block == 1 and not (scorer.finite and n <= k):
+            scores = shared(scored[0](start, stop), share, heads, key_heads)
+            least = forced and grid(forced(scope, q, keys), stop - start, n) & may
+            parts.append(fitting(scores, may, least, known, k, width, heads).expand(*axes, -1, -1))
+            continue
         for rows, (scorer, k, block, share, forced) in zip(scored, choices):  # noqa: B905
             if scorer.finite and -(-n // block) <= k:
                 continue  # all candidates are among the best, whatever their scores
             scores = shared(rows(start, stop), share, heads, key_heads)
             if scores.shape[1] > 1 and may.shape[1] not in (1, scores.shape[1]):
                 scores = scores.repeat_interleave(heads // scores.shape[1], 1)
-            best = best_keys(scores, may, k, block, forced and grid(forced(scope, q, keys), stop - start, n))
-            picked = picked & (best if best.shape[1] in (1, heads) else best.repeat_interleave(heads // best.shape[1], 1))
-        picked = picked & ~held(scope, q, keys)
-        for earlier in scope.inputs["selections"]:
-            picked = picked & ~listed(earlier[:, :, start:stop], n)
-        parts.append(compacted(picked, width).expand(*axes, -1, -1))
+            found = best_keys(scores, may, k, block, forced and grid(forced(scope, q, keys), stop - start, n))
+            picked = picked & (found if found.shape[1] in (1, heads) else found.repeat_interleave(heads // found.shape[1], 1))
+        parts.append(compacted(picked & ~known, width).expand(*axes, -1, -1))
     return torch.cat(parts, 2)
 
 
@@ -124,7 +131,8 @@ def select_blocks(scope, sight, choice, allowed, held, width, blocks, memory=1 <
     scored, keys = scorer.rows(sight), torch.arange(n, device=device)[None, :]
     each = torch.arange(count, device=device)[None, :]
     every = scorer.finite and count <= k
-    chunk = max(1, memory // ((n if blocks is None or (scorer.span == 1 and not every) else count) * batch * heads))
+    wide = n if blocks is None or (scorer.span == 1 and not every) else count
+    chunk = max(1, memory // (wide * most_scores([scorer], scope.inputs, batch, heads)))
     parts = []
     for start in range(0, n_q, chunk):
         stop = min(n_q, start + chunk)
@@ -135,16 +143,30 @@ def select_blocks(scope, sight, choice, allowed, held, width, blocks, memory=1 <
             may = grid(allowed(scope, q, keys), stop - start, n)
             some, beyond = of_blocks(may, size), of_blocks(may & ~held(scope, q, keys), size)
             least = forced and of_blocks(may & grid(forced(scope, q, keys), stop - start, n), size)
-        picked = some
         if not every:
             scores = shared(scored(start, stop), share, heads, key_heads)
             if scores.shape[-1] != count:
                 if blocks:
                     may = grid(allowed(scope, q, keys), stop - start, n)
                 scores = best_of_blocks(scores, may, size)
-            picked = best(scores, some, k, least)
-        parts.append(compacted(picked & beyond, width).expand(*axes, -1, -1))
+            parts.append(picks(scores, some, least, ~beyond, k, width).expand(*axes, -1, -1))
+            continue
+        parts.append(compacted(some & beyond, width).expand(*axes, -1, -1))
     return torch.cat(parts, 2)
+
+
+def fitting(scores, may, forced, held, most, width, heads):
+    """`picks`, where some of what it is given has all heads and some has one for a group: lists for all heads, or for one."""
+    own = max(t.shape[1] for t in (scores, may, held))
+    if scores.shape[1] not in (1, own):
+        scores = scores.repeat_interleave(own // scores.shape[1], 1)
+    found = picks(scores, may, forced, held, most, width)
+    return found if found.shape[1] in (1, heads) else found.repeat_interleave(heads // found.shape[1], 1)
+
+
+def most_scores(scorers, inputs, batch, heads):
+    """For how many batches and heads together there are scores at a time."""
+    return max(batches * of for batches, of in (scorer.axes(batch, heads, inputs) for scorer in scorers))
 
 
 def grid(mask, rows, n):
@@ -175,30 +197,7 @@ def best_keys(scores, may, k, block, forced=None):
     return found.repeat_interleave(block, -1)[..., :n]
 
 
-def best(scores, may, k, forced=None):
-    """The k best of each row that may be picked, as a mask: forced ones first, ties to the lowest."""
-    scores, most = scores.masked_fill(scores.isnan() | ~may, -torch.inf), min(k, may.shape[-1])
-    if forced is None:
-        free, last = most, scores.topk(most, -1).values[..., -1:]
-    else:
-        scores = scores.masked_fill(forced, -torch.inf)
-        free = (most - forced.sum(-1, keepdim=True)).clamp(min=0).expand(*scores.shape[:-1], 1)
-        last = scores.topk(most, -1).values.gather(-1, (free - 1).clamp(min=0))
-    above, level = scores > last, scores == last
-    free = free - above.sum(-1, keepdim=True)
-    found = (above | (level & (level.cumsum(-1) <= free))) & (scores > -torch.inf)
-    return found if forced is None else found | forced
-
-
 def listed(indices, n):
     """The mask over n keys of a list of keys."""
     found = torch.zeros(*indices.shape[:3], n + 1, dtype=torch.bool, device=indices.device)
     return found.scatter_(-1, torch.where(indices < 0, n, indices).long(), True)[..., :n]
-
-
-def compacted(mask, width):
-    """The set positions of each row, ascending, padded with -1 to a width."""
-    place = torch.where(mask, mask.cumsum(-1) - 1, width)
-    keys = torch.arange(mask.shape[-1], device=mask.device, dtype=torch.int32).expand(mask.shape)
-    out = torch.full((*mask.shape[:-1], width + 1), -1, dtype=torch.int32, device=mask.device)
-    return out.scatter_(-1, place.clamp(max=width), keys)[..., :width]
