@@ -189,7 +189,9 @@ class PythonNames:
             n if n in known else "None" for n in (f"{x}_{i}_g{self._index}" for x in ("some", "least", "beyond"))
         )
         asked = f"allowed_{i}_g{self._index}, held_{i}_g{self._index}, {per_head}"
-        return f"(({rows}), {asked}, {selection.width}, {selection.unit}, {f'({blocks})' if known else None})"
+        return (
+            f"(({rows}), {asked}, {selection.width}, {selection.unit}, {f'({blocks})' if known else None}, {selection.causal})"
+        )
 
 
 def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patternc.backend import Request
 from patternc.lower.cost import TileCost
-from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Phase, Plan, Tile, Walk
+from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Phase, Picked, Plan, Tile, Walk
 from patternc.scalar import TRUE, variables
 from patternc.terms import Document, Layout
 
@@ -57,6 +57,9 @@ def preamble(plan: Plan, backend: str) -> list[str]:
     ]
 
 
+_NO_PASS = "here the lists of selections are no passes of their own"
+
+
 def groups(plan: Plan) -> list[str]:
     """The generated functions of every group of heads, and the tables GROUPS and SELECTIONS."""
     functions: list[str] = []
@@ -87,6 +90,8 @@ def _functions(suffix: str, phase: Phase, names: PythonNames) -> list[str]:
             return [keys, mask]
         case Gather(source, _, _):
             return [f"def keys_{suffix}(s, q):\n    return {names.atom(str(source))}_keys(s, q)[None]", mask]
+        case Picked():
+            raise AssertionError(_NO_PASS)
 
 
 def _tiles(name: str, phase: Walk) -> str:
@@ -130,6 +135,8 @@ def _row(suffix: str, phase: Phase, varies: str) -> str:
             return f"Listed(blocks_{suffix}, active_{suffix}, mask_{suffix}, {varies!r})"
         case Gather():
             return f"Gather(keys_{suffix}, mask_{suffix})"
+        case Picked():
+            raise AssertionError(_NO_PASS)
 
 
 BACKEND = TorchBackend()

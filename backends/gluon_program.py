@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from patternc.lower.cost import REFERENCE_LENGTH, visited
-from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Tile, Walk
+from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import View
 from patternc.scalar import TRUE, Scalar, Var, op
 
@@ -187,7 +187,7 @@ class Specialised(Forward):
                     tile = [f"J = tl.load(list_{i}{kind}_at + t)"]
                     found.append(Segment(setup, masked_count, count, tile, phase.mask, [], View()))
                 return found
-            case Gather():
+            case Gather() | Picked():
                 raise AssertionError("pairs one by one are not for the copy engine")
 
     def _turns(self, segment: Segment) -> list[str]:

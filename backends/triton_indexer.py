@@ -92,7 +92,7 @@ def indexed_blocks(heads, dim, itemsize, generation):
     else:
         columns, block = 128, block if block <= 128 else 64
     queries = max(1, min(32, columns // wide))
-    shared = (113 if block <= 128 else 226) << 10
+    shared = (113 if block <= 128 else 226) << 10  # for two programs on a processor, or for one
     while (queries * wide + stages * keys) * block * itemsize + 4 * queries * keys > shared:
         queries //= 2
     return (queries, keys, wide, block), {"num_warps": 4, "num_stages": stages}
@@ -101,12 +101,14 @@ def indexed_blocks(heads, dim, itemsize, generation):
 def indexed(queries, keys, weights, last=None):
     """sum over heads j of w_j relu(q_j . k): the scores I[t, s] of the lightning indexer (DeepSeek-V3.2, DeepSeek-AI 2025).
 
-    queries: (b or 1, rows, heads, dim), and keys: (b or 1, n, dim), of one dtype: bfloat16, float16 or float32.
+    queries: (b or 1, rows, heads, dim), and keys: (b or 1, n, dim), in float32 unless both are bfloat16 or both float16.
     weights: (b or 1, rows, heads), of any floating dtype.
     last: the position of the first row, where a row looks at no key after its own position; None where it looks at all.
 
     Returns float32 (b, rows, n), summed in float32, -inf for keys that a row does not look at. No gradient.
     """
+    if queries.dtype != keys.dtype or queries.dtype == torch.float64:
+        queries, keys = queries.float(), keys.float()
     queries, keys, weights = evenly(queries), evenly(keys), weights.to(torch.float32).contiguous()
     (_, rows, heads, dim), n, device = queries.shape, keys.shape[1], queries.device
     (batch,) = torch.broadcast_shapes(*(t.shape[:1] for t in (queries, keys, weights)))

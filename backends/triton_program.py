@@ -560,7 +560,7 @@ class Queries(_ByQuery):
     """
 
     kind = "queries"
-    pointers = (
+    pointers: tuple[str, ...] = (
         *("k_view", "v_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "out_ptr", "lse_ptr", "grad_lse_ptr"),
         *("delta_ptr", "norm_ptr", "dq_ptr", "prior_ptr"),
     )

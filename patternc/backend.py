@@ -50,7 +50,7 @@ class Backend(Protocol):
     views: bool
     """Whether it can walk static pieces in other views than rows and keys as they are."""
     splits: bool
-    """Whether it can split the work on some long rows among programs, and walk the lists of selections in passes of their own."""
+    """Whether it can split the work on some long rows among programs, and walk lists of selections in passes of their own."""
 
     def unsupported(self, request: Request) -> list[str]:
         """Why this backend cannot serve a request; empty if it can."""

@@ -51,6 +51,8 @@ class Sight:
     keys: Any
     scale: float
     inputs: Mapping[str, Any]
+    last: int | None = None
+    """The position of the first query, where no query is asked for scores of keys after its own position."""
 
     def rows(self, start: int, stop: int) -> Any:
         """Queries start to stop, in the precision of scores."""
@@ -246,7 +248,7 @@ class MaxPool:
         return found
 
     def rows(self, sight: Sight) -> Rows:
-        below = self.scorer.rows(sight)
+        below = self.scorer.rows(replace(sight, last=None))  # a block's best score may be that of a later key
         return lambda start, stop: block_maxima(sight.xp, below(start, stop), self.block // self.scorer.span)
 
 
@@ -286,7 +288,12 @@ class Indexer:
         shapes = (batch, n_q, self.heads, self.dim), (batch, n, self.dim), (batch, n_q, self.heads)
         names = [use.name for use in self.inputs]
         q, k, w = (sight.given(name, sight.inputs[name], *shape) for name, shape in zip(names, shapes))  # noqa: B905
-        return lambda start, stop: indexed(q[:, start:stop], k, w[:, start:stop])[:, None]
+        last = sight.last
+
+        def rows(start: int, stop: int) -> Any:
+            return indexed(q[:, start:stop], k, w[:, start:stop], None if last is None else last + start)[:, None]
+
+        return rows
 
 
 @dataclass(frozen=True)
@@ -414,8 +421,11 @@ def shared(scores: Any, share: str, heads: int, key_heads: int) -> Any:
     return scores.reshape(batch, groups, -1, rows, width).sum(2)
 
 
-def indexed(queries: Any, keys: Any, weights: Any) -> Any:
-    """sum over heads j of w_j relu(q_j . k): (b, rows, n), for (b, rows, heads, dim), (b, n, dim) and (b, rows, heads)."""
+def indexed(queries: Any, keys: Any, weights: Any, last: int | None = None) -> Any:  # noqa: ARG001
+    """sum over heads j of w_j relu(q_j . k): (b, rows, n), for (b, rows, heads, dim), (b, n, dim) and (b, rows, heads).
+
+    Scores of keys after the position of a row, ``last`` for the first, may be anything.
+    """
     across, total = wide(keys).swapaxes(-1, -2), 0.0
     for head in range(queries.shape[2]):  # one at a time: all of them would be as many times the memory
         total = total + wide(weights[:, :, head])[..., None] * (wide(queries[:, :, head]) @ across).clip(0)

@@ -151,7 +151,8 @@ class _Phases:
         shared = all(choice.share != "head" for choice in topks) and not part.draws
         plain = all(isinstance(f, Document) for f in part.filters)
         unit = topks[0].block if self._blocks and len(part.choices) == 1 and plain else 1
-        mask, slots, blocks = TRUE, part.most, None
+        mask: Scalar = TRUE
+        slots, blocks = part.most, None
         if unit > 1:
             exact = not part.filters and variables(part.held) <= {"q", "k", "n"}
             mask = part.relation.predicate if exact else conjunction([part.mask, op("not", part.held)])

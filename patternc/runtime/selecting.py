@@ -1,5 +1,7 @@
 """Which keys selections pick, a few rows of scores at a time. Copied into emitted files, behind `support` and the scorers."""
 
+from dataclasses import replace
+
 import torch
 
 from patternc.runtime.picking import best, compacted, picks
@@ -17,7 +19,8 @@ def selections(q, k, inputs, scale=None):
     found = []
     for group in SELECTIONS:
         mine = []
-        for choices, allowed, held, per_head, width, unit, blocks in group:
+        for choices, allowed, held, per_head, width, unit, blocks, causal in group:
+            sight = replace(sight, last=n - q.shape[2] if causal else None)
             scope = Scope(n, *every, {**ready, "selections": mine})
             if unit > 1:
                 mine.append(select_blocks(scope, sight, choices[0], allowed, held, width, blocks))
@@ -33,7 +36,7 @@ def selection_shapes(q, k, inputs):
     found = []
     for group in SELECTIONS:
         mine = []
-        for choices, _, _, per_head, width, unit, _ in group:
+        for choices, _, _, per_head, width, unit, *_ in group:
             if unit > 1:
                 axes = block_axes(choices[0], inputs, batch, heads, k.shape[1])
             else:

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 from patternc.backends import triton_indexer  # noqa: E402 - needs triton
 
-# Queries and keys of a tile, heads as they are padded and dims at a time; None for what a GPU of that generation gets.
+# Queries and keys of a tile: as a GPU of generation 9 gets them, as others do (None), or small.
 TILES = st.sampled_from([None, 9, (1, 16), (2, 32), (4, 16), (8, 64)])
 LAYOUTS = st.sampled_from(["plain", "turned", "apart", "within", "shared"])
 ROOM = 8192

@@ -37,8 +37,8 @@ LISTS = [
 @pytest.mark.parametrize(
     "shape",
     [
-        {"n": 70, "heads": 4, "kv_heads": 2},
-        {"n": 61, "n_q": 40, "batch": 2, "heads": 8, "kv_heads": 2, "head_dim": 24, "value_dim": 40, "dtype": "float16"},
+        {"n": 37, "heads": 2, "kv_heads": 1},
+        {"n": 35, "n_q": 17, "batch": 2, "heads": 4, "kv_heads": 2, "head_dim": 24, "value_dim": 40, "dtype": "float16"},
     ],
     ids=["", "ragged"],
 )
@@ -47,12 +47,14 @@ def test_lists(text, shape):
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("text", ["causal & topk(exact, 7, share=group)", "causal & (window(4) | topk(scores, 5, share=query))"])
+@pytest.mark.parametrize(
+    "text", ["causal & topk(exact, 7, share=group)", "causal & (window(4) | topk(scores, 5, share=query))"]
+)
 def test_gradients_of_listed_keys(text, deterministic):
     """Many heads share a list: their gradients of keys are added up, or gathered from an inverted list."""
     torch.use_deterministic_algorithms(deterministic)
     try:
-        check(text, n=40, n_q=33, batch=2, heads=36, kv_heads=2, head_dim=16)
+        check(text, n=29, n_q=13, batch=2, heads=36, kv_heads=2, head_dim=16)
     finally:
         torch.use_deterministic_algorithms(False)
 
