@@ -543,9 +543,9 @@ def random_call(
 
     tensors: dict[str, Tensor] = {}
     made = [random_inputs(pattern, n, heads=heads, seed=seed * batch + b) for b in range(batch)]
-    every = [use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs]
-    scored = any(isinstance(use, TopK) and use.name not in made[0] for use in every)
     uses = {use.name: use for head in range(pattern.heads) for use in pattern.meaning(head=head).arguments}
+    every = [use for head in range(pattern.heads) for use in pattern.meaning(head=head).inputs]
+    scored = any(isinstance(use, TopK) and use.name not in uses for use in every)
     for use in uses.values():
         if use.name in made[0]:
             stacked = torch.from_numpy(np.stack([one[use.name] for one in made]))

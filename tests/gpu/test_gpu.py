@@ -99,6 +99,26 @@ def test_strides(text):
             assert_matches_dense(text, q, k, v, backend=backend, **call.inputs)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("causal & topk(scores, 90, share=query)", {"heads": 64, "kv_heads": 1, "head_dim": 576, "value_dim": 512}),
+        ("causal & topk(exact, 90, share=group)", {"heads": 32, "kv_heads": 2, "head_dim": 192, "value_dim": 128}),
+        ("causal & (window(70) | topk(exact, 50, share=group))", {"heads": 32, "kv_heads": 2, "head_dim": 128}),
+        ("causal & (window(70) | topk(exact, 4, block=64, share=group))", {"heads": 32, "kv_heads": 2, "head_dim": 128}),
+        ("causal & document(ids) & topk(exact, 4, block=32)", {"heads": 4, "kv_heads": 2, "head_dim": 64}),
+    ],
+)
+def test_lists_of_keys(text, shape, deterministic):
+    """Heads that share a list, up to those of latent attention, and heads that do not."""
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        check(text, n=700, n_q=500, batch=2, dtype="bfloat16", **shape)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 SHARES = [
     "local(64) | global([0, 77, -1])",
     "causal & (chunk(64) | summary(64, 4))",
