@@ -398,7 +398,8 @@ def test_rows_go_in_chunks(text, monkeypatch):
         return lambda start, stop: asked.append((start, stop)) or found(start, stop)
 
     monkeypatch.setattr(getattr(module, scorer), "rows", noted)
-    for memory, most in ((1, 1), (B * H * 48 * 7, 7)):
+    heads = 1 if scorer == "Indexer" else H
+    for memory, most in ((1, 1), (B * heads * 48 * 7, 7)):
         asked.clear()
         monkeypatch.setattr(module.select, "__defaults__", (memory,))
         assert all(torch.equal(a, b) for a, b in zip(whole, module.selections(q, k, inputs), strict=True))

@@ -68,7 +68,7 @@ def test_every_preset_has_a_small_version():
 def test_presets(name, dtype):
     pattern = pc.parse(PRESETS[name])
     for layer in {str(pattern.layer(i)): pattern.layer(i) for i in range(pattern.layers)}.values():
-        n = 150 if dtype == "float32" else 90
+        n = 45 if "topk" in str(layer) else 150 if dtype == "float32" else 90
         check(layer, n=n, n_q=n - 10, heads=2, kv_heads=1, dtype=dtype)
 
 
@@ -198,7 +198,7 @@ def test_conditions_on_the_length(text, n):
 
 
 def test_strides():
-    call = random_call("causal & topk(scores, 5) | sinks(2)", n=80, n_q=60, batch=2, heads=4, kv_heads=2)
+    call = random_call("causal & topk(scores, 5) | sinks(2)", n=30, n_q=20, batch=2, heads=4, kv_heads=2)
     last = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (call.q, call.k, call.v)]
     wide = [torch.stack([t, t * 0 + 7], -1).flatten(-2)[..., ::2] for t in (call.q, call.k, call.v)]
     rows = [torch.stack([t, t * 0 + 7], 3).flatten(2, 3)[:, :, ::2] for t in (call.q, call.k, call.v)]
@@ -221,7 +221,7 @@ MIXED = "local(9) | global([0]) | causal & (stride(16) | topk(scores, 3) | rando
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
 def test_only_some_inputs_need_gradients(wanted):
-    call = random_call(MIXED, n=80, heads=2, kv_heads=1)
+    call = random_call(MIXED, n=40, heads=2, kv_heads=1)
     attention = pc.compile(MIXED, backend="triton")
     every = leaves(call)
     attention(*every, **call.inputs).square().sum().backward()
@@ -289,8 +289,8 @@ def test_documents(text):
     "text", ["causal & topk(s, 5)", "window(4) | topk(s, 2, block=16)", "(causal & random(9)) & topk(s, 2)"]
 )
 def test_selections(text, shape):
-    call = random_call("full", n=90, n_q=70, batch=2, heads=4, kv_heads=2)
-    scores = torch.randint(0, 9, (*shape, 70, 90), generator=torch.Generator().manual_seed(1)).float()
+    call = random_call("full", n=36, n_q=20, batch=2, heads=4, kv_heads=2)
+    scores = torch.randint(0, 9, (*shape, 20, 36), generator=torch.Generator().manual_seed(1)).float()
     assert_matches_dense(text, call.q, call.k, call.v, backend="triton", s=scores)
 
 
@@ -334,7 +334,7 @@ def test_uninitialised_memory_is_not_used():
             "heads(causal + none)",
             "causal & topk(scores, 4) | document(ids)",
         ):
-            check(text, n=100, n_q=70, heads=3)
+            check(text, n=70, n_q=30, heads=3)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -355,6 +355,7 @@ def test_uninitialised_memory_is_not_used():
     seed=st.integers(0, 99),
 )
 def test_random_patterns(text, n, left_out, dtype, seed):
+    n = min(n, 40) if "topk" in text else n  # a program for each query and head is slow here
     call = random_call(text, n=n, n_q=max(1, n - left_out), heads=2, kv_heads=1, dtype=dtype, seed=seed)
     try:
         assert_matches_dense(text, call.q, call.k, call.v, backend="triton", **call.inputs)
@@ -365,7 +366,7 @@ def test_random_patterns(text, n, left_out, dtype, seed):
 def test_standalone_file():
     """The file's own `attention` takes the call's tensors as they are."""
     text = PRESETS["flagship"]
-    call = random_call(text, n=100, heads=2)
+    call = random_call(text, n=50, heads=2)
     attention = pc.compile(text, backend="triton")
     found = []
     for run in (load(attention.source).attention, attention):
