@@ -104,9 +104,9 @@ def test_strides(text):
     ("text", "shape"),
     [
         ("causal & topk(scores, 90, share=query)", {"heads": 64, "kv_heads": 1, "head_dim": 576, "value_dim": 512}),
-        ("causal & topk(exact, 90, share=group)", {"heads": 32, "kv_heads": 2, "head_dim": 192, "value_dim": 128}),
-        ("causal & (window(70) | topk(exact, 50, share=group))", {"heads": 32, "kv_heads": 2, "head_dim": 128}),
-        ("causal & (window(70) | topk(exact, 4, block=64, share=group))", {"heads": 32, "kv_heads": 2, "head_dim": 128}),
+        ("causal & topk(scores, 90, share=group)", {"heads": 32, "kv_heads": 2, "head_dim": 192, "value_dim": 128}),
+        ("causal & (window(70) | topk(scores, 50, share=group))", {"heads": 32, "kv_heads": 2, "head_dim": 128}),
+        ("causal & (window(70) | topk(scores, 4, block=64, share=group))", {"heads": 32, "kv_heads": 2, "head_dim": 128}),
         ("causal & document(ids) & topk(exact, 4, block=32)", {"heads": 4, "kv_heads": 2, "head_dim": 64}),
     ],
 )

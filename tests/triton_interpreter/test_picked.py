@@ -61,8 +61,8 @@ def test_gradients_of_listed_keys(text, deterministic):
 
 @pytest.mark.parametrize("head_dim", [16, 48, 80, 96, 576])
 def test_head_dims_in_two_parts(head_dim):
-    check("causal & (window(3) | topk(exact, 6, share=group))", n=30, n_q=9, heads=4, kv_heads=1, head_dim=min(head_dim, 256))
-    check("causal & topk(exact, 6, share=group)", n=30, n_q=9, heads=18, kv_heads=1, head_dim=head_dim, value_dim=32)
+    check("causal & (window(3) | topk(scores, 6, share=group))", n=30, n_q=9, heads=4, kv_heads=1, head_dim=min(head_dim, 256))
+    check("causal & topk(scores, 6, share=group)", n=30, n_q=9, heads=18, kv_heads=1, head_dim=head_dim, value_dim=32)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
