@@ -201,7 +201,7 @@ def check(kernels, arch, dtype="bfloat16", allowed=lambda kernel: 0):
 
 
 # Bytes that warp-specialised kernels may spill: scores of 64 x 128 leave no registers for what long masks look at.
-SPILLED_BY_MASKS = 600
+SPILLED_BY_MASKS = 720
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])

@@ -1,4 +1,4 @@
-"""Finds instructions of a kernel that read a uniform register which some path to them leaves unset.
+"""Finds matrix products of a kernel whose addresses are in uniform registers that some path to them leaves unset.
 
 The assembler of CUDA 12.8 compiles some correct kernels so: addresses of matrix products are then what was there before.
 """
@@ -27,12 +27,15 @@ class Instruction:
 
 
 def unset_reads(cubin):
-    """The instructions of a compiled kernel that may read unset uniform registers, as text."""
+    """The matrix products of a compiled kernel whose addresses may be unset, as text.
+
+    Of other instructions it cannot say: what a path leaves unset may be what that path does not use.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         listing = subprocess.run([NVDISASM, "-c", file.name], capture_output=True, text=True, check=True).stdout
-    return unset_in(instructions(listing))
+    return [text for text in unset_in(instructions(listing)) if "gdesc[" in text]
 
 
 def unset_in(kernel):
