@@ -393,7 +393,7 @@ def _sets(program: Program) -> list[str]:
     picked = [(i, phase) for i, phase in enumerate(program.group.phases) if isinstance(phase, Picked)]
     if not picked:
         return []
-    shared = " and ".join(f"keys_{i}.shape[1] == 1" for i, phase in picked if not phase.shared)
+    shared = " and ".join(f"keys_{i}.shape[1] <= k.shape[1]" for i, phase in picked if not phase.shared)
     keys, unit = isinstance(program, Keys), picked[0][1].unit
     made = f"{unit if keys else 'members'}, q.dtype.itemsize, blocks, {program.kind!r}, generation{'' if keys else ', same'}"
     lines = [f"keys_{i} = chosen[at + {phase.selection}]" for i, phase in picked]

@@ -294,8 +294,9 @@ def summed(parts):
 
 
 def sets_of(lists, heads, members):
-    """Lists (b or 1, h or 1, n_q, slots), one for every ``members`` heads."""
-    return lists if lists.shape[1] in (1, heads // members) else lists[:, ::members]
+    """Lists (b or 1, h, n_q, slots) of all heads, of groups of them or of all together: one for every ``members`` heads, or 1."""
+    sets, of = heads // members, lists.shape[1]
+    return lists if of == 1 else lists[:, :: of // sets] if of >= sets else lists.repeat_interleave(sets // of, 1)
 
 
 def is_same(k, v, blocks):

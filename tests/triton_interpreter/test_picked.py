@@ -47,6 +47,17 @@ def test_lists(text, shape):
     check(text, **shape)
 
 
+@pytest.mark.parametrize("of_t", [1, 2, 4])
+@pytest.mark.parametrize("of_s", [1, 2, 4])
+def test_lists_of_some_heads(of_s, of_t):
+    """Two lists, each for all heads, for a group of them, or for one head."""
+    call = random_call("causal", n=40, n_q=11, batch=2, heads=4, kv_heads=2, head_dim=16)
+    generator = torch.Generator().manual_seed(of_s + 4 * of_t)
+    s, t = (torch.randint(0, 9, (2, of, 11, 40), generator=generator).float() for of in (of_s, of_t))
+    text = "causal & (topk(s, 2, block=8) | topk(t, 1, block=8))"
+    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=True, s=s, t=t)
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(
     "text", ["causal & topk(exact, 7, share=group)", "causal & (window(4) | topk(scores, 5, share=query))"]
