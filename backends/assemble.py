@@ -166,13 +166,13 @@ class PythonNames:
                 for j, choice in enumerate(selection.choices)
                 if choice.forced != FALSE
             ]
-            parts += [self._of_blocks(name, mask) for name, mask in self._blocks(i, selection)]
+            parts += [self._of_blocks(name, mask) for name, mask in self._blocks(i, selection) if name]
         return parts
 
-    def _blocks(self, i: int, selection: Selection) -> list[tuple[str, Scalar]]:
-        """The names of the functions of key blocks, and what they say; of forced ones only if there are some."""
-        names = [f"{what}_{i}_g{self._index}" for what in _OF_BLOCKS]
-        return [(name, mask) for name, mask in zip(names, selection.blocks or (), strict=False) if mask != FALSE]
+    def _blocks(self, i: int, selection: Selection) -> list[tuple[str | None, Scalar]]:
+        """The names of the functions of key blocks, None for what holds of none, and what they say."""
+        said = zip(_OF_BLOCKS, selection.blocks or (), strict=False)
+        return [(None if mask == FALSE else f"{what}_{i}_g{self._index}", mask) for what, mask in said]
 
     def _of_blocks(self, name: str, mask: Scalar) -> str:
         shown = python(mask, {}, tensors=True)
@@ -184,14 +184,10 @@ class PythonNames:
             forced = None if one.forced == FALSE else f"forced_{i}_{j}_g{self._index}"
             rows += f"({one.scorer!r}, {one.k}, {one.block}, {one.share!r}, {forced}), "
         per_head = any(isinstance(atom, Draws) for _, atom in self._group.atoms)
-        known = dict(self._blocks(i, selection))
-        blocks = ", ".join(
-            n if n in known else "None" for n in (f"{x}_{i}_g{self._index}" for x in ("some", "least", "beyond"))
-        )
+        blocks = ", ".join(str(name) for name, _ in self._blocks(i, selection))
         asked = f"allowed_{i}_g{self._index}, held_{i}_g{self._index}, {per_head}"
-        return (
-            f"(({rows}), {asked}, {selection.width}, {selection.unit}, {f'({blocks})' if known else None}, {selection.causal})"
-        )
+        shown = f"({blocks})" if blocks else None
+        return f"(({rows}), {asked}, {selection.width}, {selection.unit}, {shown}, {selection.causal})"
 
 
 def _draws(name: str, draws: int, seed: int, pool: int | None, loops: tuple[Loop, ...]) -> str:

@@ -55,16 +55,10 @@ class TritonBackend:
             reasons.append(f"dtype {request.dtype} is not one of {', '.join(DTYPES)}")
         if interpreted and request.dtype == "bfloat16":
             reasons.append("Triton's interpreter computes bfloat16 wrongly")
-        for what, wide in (("head_dim", request.head_dim), ("value head_dim", request.value_dim)):
-            if wide > MAX_LISTED_DIM:
-                reasons.append(f"{what} {wide} is over {MAX_LISTED_DIM}")
-        return reasons
+        return reasons + _wider(request, MAX_LISTED_DIM)
 
     def refused(self, plan: Plan, request: Request) -> list[str]:
-        if all(group.picked for group in plan.heads):
-            return []
-        wide = (("head_dim", request.head_dim), ("value head_dim", request.value_dim))
-        return [f"{what} {dim} is over {MAX_HEAD_DIM}" for what, dim in wide if dim > MAX_HEAD_DIM]
+        return [] if all(group.picked for group in plan.heads) else _wider(request, MAX_HEAD_DIM)
 
     def tiles(self, request: Request) -> tuple[TileCost, ...]:
         wide = max(request.head_dim, request.value_dim)
@@ -112,7 +106,7 @@ class TritonBackend:
             device_draws(index, name, atom)
             for index, group in enumerate(plan.heads)
             for name, atom in group.atoms
-            if isinstance(atom, Draws)
+            if isinstance(atom, Draws) and not group.picked
         ]
         constants = [
             f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}",
@@ -139,6 +133,12 @@ class TritonBackend:
             backward(queries, keys),
         ]
         return "\n\n\n".join(parts) + "\n"
+
+
+def _wider(request: Request, most: int) -> list[str]:
+    """Which heads are wider than a limit."""
+    dims = (("head_dim", request.head_dim), ("value head_dim", request.value_dim))
+    return [f"{what} {wide} is over {most}" for what, wide in dims if wide > most]
 
 
 def shares(groups: tuple[HeadPlan, ...], index: int) -> tuple[HeadPlan, ...]:

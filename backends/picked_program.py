@@ -35,7 +35,7 @@ class _ByPicked(Program):
     sizes, options, own_constants, own_case = PICKED_SIZES, "own_options", ", rest, same", "members, same"
     launched = "n_q * -(-members // own_rows)", "batch * (heads // members)"
 
-    def _place(self) -> list[str]:
+    def _tile(self) -> list[str]:
         return [
             "parts = (members + ROWS - 1) // ROWS",
             "row = n_q - 1 - tl.program_id(0) // parts",
@@ -47,9 +47,6 @@ class _ByPicked(Program):
             "rows = n - n_q + row + lanes * 0",
             f"q = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
         ]
-
-    def _tile(self) -> list[str]:
-        return self._place()
 
     def _head(self) -> list[str]:
         return [
@@ -201,7 +198,7 @@ class PickedKeys(Keys):
         ]
 
     def _setup(self) -> list[str]:
-        prior = "tl.load({0}_prior + at[:, None] * HEAD_DIM + rest[None, :], mask=valid_rest & (REST > 0), other=0.0)"
+        prior = "tl.load(dk_prior + at[:, None] * HEAD_DIM + rest[None, :], mask=valid_rest & (REST > 0), other=0.0)"
         return [
             "rest = BLOCK_D + tl.arange(0, REST if REST else 16)",
             *super()._setup(),
@@ -209,7 +206,7 @@ class PickedKeys(Keys):
             "key_rest = tl.load(k_at + rest[None, :] * stride_kd, mask=valid_rest & (REST > 0), other=0.0)",
             "dk_rest = tl.zeros([ROWS, REST if REST else 16], tl.float32)",
             "if CARRY:",
-            f"    dk_rest = {prior.format('dk')}",
+            f"    dk_rest = {prior}",
         ]
 
     def _body(self) -> list[str]:

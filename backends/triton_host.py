@@ -46,7 +46,7 @@ def listings(program: Program) -> list[str]:
             f"    return ({' '.join(f'*{listed.format(keep=keep)},' for keep in conditions)})",
         ]
         found.append("\n".join(lines))
-    if program.drawn_from_table:
+    if program.drawn_from_table and not program.group.picked:
         for name, atom in program.group.atoms:
             if isinstance(atom, Draws):
                 blocks = f"torch.arange(-(-s.n // {atom.choice.block}), device=s.head.device)[:, None]"

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .triton_kernel import aligned
+
 PROGRAMS = 1024
 """How many programs there are before one is given more than a tile of keys: some for each processor."""
 
@@ -109,7 +111,7 @@ def indexed(queries, keys, weights, last=None):
     """
     if queries.dtype != keys.dtype or queries.dtype == torch.float64:
         queries, keys = queries.float(), keys.float()
-    queries, keys, weights = evenly(queries), evenly(keys), weights.to(torch.float32).contiguous()
+    queries, keys, weights = aligned(queries), aligned(keys), weights.to(torch.float32).contiguous()
     (_, rows, heads, dim), n, device = queries.shape, keys.shape[1], queries.device
     (batch,) = torch.broadcast_shapes(*(t.shape[:1] for t in (queries, keys, weights)))
     out = torch.empty(batch, rows, n, dtype=torch.float32, device=device)
@@ -126,12 +128,3 @@ def indexed(queries, keys, weights, last=None):
         grid = rows_of, triton.cdiv(keys_of, tiles), batch
         indexed_kernel[grid](queries, keys, weights, out, *steps, *sizes, heads, dim, *blocks, **options)
     return out
-
-
-def evenly(t):
-    """The tensor, or a copy of it, with unit stride in the last axis and rows at multiples of 16 elements: loads are wide."""
-    apart = [step for size, step in zip(t.shape[:-1], t.stride()) if size > 1]  # noqa: B905
-    if t.stride(-1) == 1 and t.data_ptr() % 16 == 0 and not any(step % 16 for step in apart):
-        return t
-    wide = torch.empty(*t.shape[:-1], triton.cdiv(t.shape[-1], 16) * 16, dtype=t.dtype, device=t.device)
-    return wide[..., : t.shape[-1]].copy_(t)

@@ -294,7 +294,7 @@ def summed(parts):
 
 
 def sets_of(lists, heads, members):
-    """Lists (b or 1, h, n_q, slots) of all heads, of groups of them or of all together: one for every ``members`` heads, or 1."""
+    """Lists (b or 1, h, n_q, slots) of all heads, of groups or of one for all: one for every ``members`` heads, or for all."""
     sets, of = heads // members, lists.shape[1]
     return lists if of == 1 else lists[:, :: of // sets] if of >= sets else lists.repeat_interleave(sets // of, 1)
 
@@ -318,13 +318,9 @@ def picked_setting(size, itemsize, blocks, kind, generation, same=False):
     widest = max(main, wide) * itemsize
     narrow = widest > (512 if kind != "picked" else 1024) or (kind == "picked_keys" and generation == 0)
     rows = min(32 if narrow else 64, max(16, triton.next_power_of_2(size)))
-    columns = (
-        64
-        if widest <= 256 or (same and kind == "picked" and widest <= 1024 and generation == 9)
-        else 32
-        if widest <= 1024
-        else 16
-    )
+    columns = 64 if widest <= 256 else 32 if widest <= 1024 else 16
+    if same and kind == "picked" and columns == 32 and generation == 9:
+        columns = 64
     stages = 2 if widest <= 512 or kind == "picked" else 1
     warps = 8 if rows * max(main, wide) > 8192 else 4
     return (head_dim, value_dim, main, wide), rest, rows, columns, {"num_warps": warps, "num_stages": stages}

@@ -11,7 +11,7 @@ from textwrap import indent
 
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import Loop, View
-from patternc.scalar import FALSE, TRUE, Op, Scalar, Var, op, variables
+from patternc.scalar import FALSE, TRUE, Scalar, Var, conjuncts, op, variables
 from patternc.terms import Document, Layout
 
 from .printer import POSITION_LIMIT, is_wide, triton
@@ -273,8 +273,7 @@ class Program:
 
     def _inside(self, mask: Scalar) -> str:
         """That a column lies within the sequence, unless the mask implies it for every row that does."""
-        parts = mask.args if isinstance(mask, Op) and mask.op == "and" else (mask,)
-        implied = self._column == "k" and op("<=", Var("k"), Var("q")) in parts
+        implied = self._column == "k" and op("<=", Var("k"), Var("q")) in conjuncts(mask)
         return "" if implied else f"({self._column} < n) & "
 
     # Phases.

@@ -72,6 +72,11 @@ def conjunction(parts: Iterable[Scalar]) -> Scalar:
     return _join("and", tuple(parts), TRUE, FALSE)
 
 
+def conjuncts(condition: Scalar) -> tuple[Scalar, ...]:
+    """The parts that all must hold: the operands of an "and", or the condition itself."""
+    return condition.args if isinstance(condition, Op) and condition.op == "and" else (condition,)
+
+
 def disjunction(parts: Iterable[Scalar]) -> Scalar:
     """Any of the parts; false where there are none."""
     return _join("or", tuple(parts), FALSE, TRUE)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from patternc.relation import IDENTITY, Loop, View
-from patternc.scalar import FALSE, TRUE, Op, Scalar, Var, op, text
+from patternc.scalar import FALSE, TRUE, Scalar, Var, conjuncts, op, text
 from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Random, TopK
 
@@ -142,8 +142,7 @@ class Selection:
     @property
     def causal(self) -> bool:
         """Whether the candidates are plainly not after the query: then no score of a later key is looked at."""
-        parts = self.allowed.args if isinstance(self.allowed, Op) and self.allowed.op == "and" else (self.allowed,)
-        return op("<=", Var("k"), Var("q")) in parts
+        return op("<=", Var("k"), Var("q")) in conjuncts(self.allowed)
 
     def __str__(self) -> str:
         picks = " and ".join(map(str, self.choices))

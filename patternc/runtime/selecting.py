@@ -108,10 +108,9 @@ def select(scope, sight, choices, allowed, held, per_head, width, memory=1 << 26
             if scorer.finite and -(-n // block) <= k:
                 continue  # all candidates are among the best, whatever their scores
             scores = shared(rows(start, stop), share, heads, key_heads)
-            if scores.shape[1] > 1 and may.shape[1] not in (1, scores.shape[1]):
-                scores = scores.repeat_interleave(heads // scores.shape[1], 1)
+            scores = spread(scores, may.shape[1])
             found = best_keys(scores, may, k, block, forced and grid(forced(scope, q, keys), stop - start, n))
-            picked = picked & (found if found.shape[1] in (1, heads) else found.repeat_interleave(heads // found.shape[1], 1))
+            picked = picked & spread(found, heads)
         parts.append(compacted(picked & ~known, width).expand(*axes, -1, -1))
     return torch.cat(parts, 2)
 
@@ -161,10 +160,12 @@ def select_blocks(scope, sight, choice, allowed, held, width, blocks, memory=1 <
 def fitting(scores, may, forced, held, most, width, heads):
     """`picks`, where some of what it is given has all heads and some has one for a group: lists for all heads, or for one."""
     own = max(t.shape[1] for t in (scores, may, held))
-    if scores.shape[1] not in (1, own):
-        scores = scores.repeat_interleave(own // scores.shape[1], 1)
-    found = picks(scores, may, forced, held, most, width)
-    return found if found.shape[1] in (1, heads) else found.repeat_interleave(heads // found.shape[1], 1)
+    return spread(picks(spread(scores, own), may, forced, held, most, width), heads)
+
+
+def spread(t, heads):
+    """What groups of heads have, for each of the heads; of one head for all, or of as many heads, as it is."""
+    return t.repeat_interleave(heads // t.shape[1], 1) if 1 < t.shape[1] < heads else t
 
 
 def most_scores(scorers, inputs, batch, heads):

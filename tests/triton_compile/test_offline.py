@@ -201,7 +201,7 @@ def check(kernels, arch, dtype="bfloat16", allowed=lambda kernel: 0):
 
 
 # Bytes that warp-specialised kernels may spill: scores of 64 x 128 leave no registers for what long masks look at.
-SPILLED_BY_MASKS = 720
+SPILLED_BY_MASKS, SPILLED_BY_MASKS_WIDE = 600, {"bigbird": 720}
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
@@ -214,7 +214,8 @@ def test_specialised_presets(name, head_dim):
     if usual(busiest_layer(pc.preset(name)), None, request) != "gluon":
         pytest.skip("it picks keys one by one")
     kernels = kernels_of(name, "forward", 90, head_dim, backend="gluon")
-    check(kernels, 90, allowed=lambda one: SPILLED_BY_MASKS)
+    limit = SPILLED_BY_MASKS if head_dim < 256 else SPILLED_BY_MASKS_WIDE.get(name, SPILLED_BY_MASKS)
+    check(kernels, 90, allowed=lambda one: limit)
     specialised = [one for one in kernels if "ttg.warp_specialize" in one.kernel.asm["ttgir"]]
     assert {one.name for one in kernels if not one.pairs and one.tiles} == {one.name for one in specialised}
     for one in specialised:
@@ -254,6 +255,26 @@ def test_unset_registers_are_found():
         .replace("gdesc[UR6]", "gdesc[UR4]")
     )
     assert not unset_in(instructions(mended))
+
+
+CALLING = """
+    /*0000*/ UMOV UR4, 0x1 ;
+    /*0010*/ CALL.REL.NOINC `($divided) ;
+    /*0020*/ UMOV UR8, UR7 ;
+    /*0030*/ UMOV UR8, UR6 ;
+    /*0040*/ EXIT ;
+$divided:
+    /*0050*/ @P0 RET.REL.NODEC R2 `(kernel) ;
+    /*0060*/ UMOV UR6, UR4 ;
+    /*0070*/ UMOV UR7, UR5 ;
+    /*0080*/ RET.REL.NODEC R2 `(kernel) ;
+"""
+
+
+def test_subroutines_set_registers():
+    """A conditional return leaves two of them unset; the argument UR5 is never set."""
+    assert unset_in(instructions(CALLING)) == ["UMOV UR8, UR7", "UMOV UR8, UR6", "UMOV UR7, UR5"]
+    assert unset_in(instructions(CALLING.replace("@P0 RET.REL.NODEC R2 `(kernel)", "UMOV UR5, 0x1"))) == []
 
 
 def of_gradients(kernel):

@@ -1,4 +1,4 @@
-"""Finds matrix products of a kernel whose addresses are in uniform registers that some path to them leaves unset.
+"""Finds instructions of a kernel that read uniform registers which some path to them leaves unset.
 
 The assembler of CUDA 12.8 compiles some correct kernels so: addresses of matrix products are then what was there before.
 """
@@ -24,40 +24,52 @@ class Instruction:
     sets: frozenset[int]
     reads: frozenset[int]
     next: list[int]
+    calls: int | None = None
 
 
 def unset_reads(cubin):
-    """The matrix products of a compiled kernel whose addresses may be unset, as text.
-
-    Of other instructions it cannot say: what a path leaves unset may be what that path does not use.
-    """
+    """The instructions of a compiled kernel that may read what is not set, as text."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         listing = subprocess.run([NVDISASM, "-c", file.name], capture_output=True, text=True, check=True).stdout
-    return [text for text in unset_in(instructions(listing)) if "gdesc[" in text]
+    return unset_in(instructions(listing))
 
 
 def unset_in(kernel):
-    """Set on all paths from the start is what is set before on every path; every instruction is looked at until that is so."""
-    before = {0: frozenset()}
-    waiting = [0]
+    before = set_before(kernel, 0)
+    return [kernel[i].text for i in sorted(before) if kernel[i].reads - before[i]]
+
+
+def set_before(kernel, start):
+    """What each instruction finds set on all paths from a start, by place.
+
+    That is what is set before on every path; every instruction is looked at until it is so.
+    """
+    before = {start: frozenset()}
+    waiting = [start]
     while waiting:
         i = waiting.pop()
-        after = before[i] | kernel[i].sets
-        for j in kernel[i].next:
+        one = kernel[i]
+        for j in one.next:
+            after = before[i] | (returned(kernel, one.calls) if one.calls not in (None, j) else one.sets)
             common = before.get(j, after) & after
             if common != before.get(j):
                 before[j] = common
                 waiting.append(j)
-    return [kernel[i].text for i in sorted(before) if kernel[i].reads - before[i]]
+    return before
+
+
+def returned(kernel, start):
+    """What a subroutine sets on all paths to where it returns."""
+    return frozenset.intersection(*(found for i, found in set_before(kernel, start).items() if "RET." in kernel[i].text))
 
 
 def instructions(listing):
     """The instructions of what nvdisasm prints."""
     texts, labels = [], {}
     for line in listing.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
+        if label := re.match(r"\s*(\.L_x_\d+|\$\S+):", line):
             labels[label[1]] = len(texts)
         elif text := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
             texts.append(text[1])
@@ -68,9 +80,10 @@ def _instruction(text, place, labels, length):
     predicate, name, rest = re.match(r"(@!?U?P\w+\s+)?(\S+)\s*(.*)", text).groups()
     operands = [operand.strip() for operand in rest.split(",")]
     kind = name.split(".")[0]
-    target = re.search(r"`\((\.L_x_\d+)\)", text)
+    target = re.search(r"`\((\S+)\)", text)
     conditional = bool(predicate) or any(re.match(r"!?U?P\d", operand) for operand in operands)
-    follows = [labels[target[1]]] if kind == "BRA" and target else []
+    follows = [labels[target[1]]] if kind in ("BRA", "CALL") and target else []
+    calls = follows[0] if kind == "CALL" else None
     if kind not in ("BRA", "EXIT", "RET") or conditional:
         follows.append(place + 1)
     while operands and re.fullmatch(r"U?P(\d|T)", operands[0]):  # predicates that it sets besides
@@ -87,4 +100,4 @@ def _instruction(text, place, labels, length):
                 reads |= {register, register + 1}
             else:
                 reads.add(register)
-    return Instruction(text, frozenset(sets), frozenset(reads), [j for j in follows if j < length])
+    return Instruction(text, frozenset(sets), frozenset(reads), [j for j in follows if j < length], calls)
