@@ -51,7 +51,7 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
     source = Source(text, name)
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SOURCE_BYTES:
         raise PatternError("source-too-long", f"the source is over {MAX_SOURCE_BYTES // 1024} KiB", Span(source, 0, 1))
-    _check_brackets(source)
+    _check_nesting(source)
     try:
         items: list[Definition | Assert | Expression] = _Builder(source).transform(_lark().parse(text))
     except UnexpectedCharacters as error:
@@ -74,14 +74,17 @@ def parse_program(text: str, name: str = "<pattern>") -> Program:
     return Program(definitions, bodies[0] if bodies else None, asserts)
 
 
-def _check_brackets(source: Source) -> None:
-    """Depth and balance of brackets, before any recursive work."""
+def _check_nesting(source: Source) -> None:
+    """Depth and balance of brackets, and signs in a row, before any recursive work."""
     stack: list[tuple[str, int]] = []
-    comment = False
+    comment, signs = False, 0
     for offset, char in enumerate(source.text):
         comment = char != "\n" if comment else char == "#"
-        if comment:
+        if comment or char.isspace():
             continue
+        signs = signs + 1 if char in "~-" else 0
+        if signs > MAX_DEPTH + 1:  # the first may join two operands
+            raise _too_deep(Span(source, offset, offset + 1))
         if char in _OPENERS:
             stack.append((char, offset))
             if len(stack) > MAX_DEPTH:
