@@ -85,10 +85,13 @@ assert causal & chunk(4096) <= moba
 assert causal(moba_layers)
 assert self_loops(moba_layers)
 # NSA (Yuan et al. 2025): 16 blocks of 64 by compressed attention (32 keys, every 16), the first and the two nearest among them,
-# the same for the heads of a group; and with the window of 512. (NSA gives each branch a softmax of its own: compile them apart.)
+# the same for the heads of a group; a window of 512; and the compressed keys themselves, each at the last position of its 32.
+# Every branch has a softmax of its own.
 def nsa_selected_with(b, count) = causal & topk(compressed(32, 16), count, block=b, share=group, force=sinks(b) | blocks(b, 1, 0))
 pattern nsa_selected = nsa_selected_with(64, 16)
-pattern nsa = nsa_selected | (causal & window(512))
+let nsa_compressed = causal & where(k >= 31 and k % 16 == 15)
+def nsa_with(b, count, w) = gated(compressed=nsa_compressed, selected=nsa_selected_with(b, count), window=causal & window(w))
+pattern nsa = nsa_with(64, 16, 512)
 assert causal(nsa)
 assert self_loops(nsa_selected)
 assert causal & (sinks(64) | blocks(64, 1, 0)) <= nsa_selected

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from patternc import selection
     from patternc.combine import gated, merge, with_sink
     from patternc.compression import compress, compressed_mask
-    from patternc.runtime.attention import Attention, attention, compile  # noqa: A004
+    from patternc.runtime.attention import Attention
+    from patternc.runtime.entry import attention, compile  # noqa: A004
+    from patternc.runtime.gated import Gated
 
 __version__ = "0.1.0"
 __all__ = [
     "Attention",
+    "Gated",
     "Pattern",
     "PatternError",
     "attention",
@@ -38,7 +41,9 @@ __all__ = [
     "with_sink",
 ]
 _WITH_TORCH = {
-    **dict.fromkeys(("Attention", "attention", "compile"), "patternc.runtime.attention"),
+    "Attention": "patternc.runtime.attention",
+    "Gated": "patternc.runtime.gated",
+    **dict.fromkeys(("attention", "compile"), "patternc.runtime.entry"),
     **dict.fromkeys(("compress", "compressed_mask"), "patternc.compression"),
     **dict.fromkeys(("gated", "merge", "with_sink"), "patternc.combine"),
 }

@@ -126,9 +126,10 @@ def _text(source: str) -> tuple[str, str]:
         raise _Failure("no-file", f"cannot read '{source}': {reason}") from None
 
 
-def _load(source: str, chosen: str | None = None) -> list[Pattern]:
-    """The patterns that an argument names: one, or all of a file."""
-    return _patterns(*_text(source), chosen)
+def _load(source: str, chosen: str | None = None, branch: str | None = None) -> list[Pattern]:
+    """The patterns that an argument names, or a branch of each: one, or all of a file."""
+    found = _patterns(*_text(source), chosen)
+    return found if branch is None else [pattern.branch(branch) for pattern in found]
 
 
 def _patterns(text: str, name: str, chosen: str | None) -> list[Pattern]:
@@ -154,8 +155,8 @@ def _of_file(text: str, name: str) -> list[Pattern]:
     return found or [parse(text, name)]
 
 
-def _load_one(source: str, chosen: str | None) -> Pattern:
-    found = _load(source, chosen)
+def _load_one(source: str, chosen: str | None, branch: str | None = None) -> Pattern:
+    found = _load(source, chosen, branch)
     if len(found) > 1:
         names = ", ".join(pattern.name or "the expression" for pattern in found)
         raise _Failure("several-patterns", f"'{source}' holds several patterns: {names}", "choose one with --pattern NAME")
@@ -164,6 +165,7 @@ def _load_one(source: str, chosen: str | None) -> Pattern:
 
 _source = click.argument("source", metavar="PATTERN")
 _chosen = click.option("-p", "--pattern", "chosen", metavar="NAME", help="Which pattern of a file to take.")
+_branch = click.option("--branch", metavar="NAME", help="Which of the attentions that gated(...) joins.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _head = click.option("--head", type=click.IntRange(0), default=0, show_default=True, help="Which query head.")
 _layer = click.option("--layer", type=click.IntRange(0), default=0, show_default=True, help="Which layer, from the bottom.")
@@ -188,6 +190,7 @@ def main() -> None:
 @main.command(short_help="What a pattern means, and what it costs.")
 @_source
 @_chosen
+@_branch
 @click.option("--n", type=LENGTH, help="Sequence length of the costs (4096 by default) and of --measure (32K).")
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of flops and plans.")
 @click.option("--layer", type=click.IntRange(0), help="Only this layer, from the bottom.")
@@ -199,6 +202,7 @@ def main() -> None:
 def explain(
     source: str,
     chosen: str | None,
+    branch: str | None,
     n: int | None,
     head_dim: int,
     layer: int | None,
@@ -222,7 +226,7 @@ def explain(
 
     if (measure or backend) and not plan:
         raise _Failure("usage", f"--{'measure' if measure else 'backend'} is about plans", "add --plan")
-    found = _load(source, chosen)
+    found = _load(source, chosen, branch)
     if layer is not None:
         found = [pattern.layer(layer) for pattern in found]
     ask = _planner(backend, head_dim, n, measure) if plan else None
@@ -285,10 +289,10 @@ def _generation() -> int:
 
 
 def _plans(pattern: Pattern, ask: Callable[[Pattern], Choices]) -> list[tuple[str, Choices]]:
-    """The plans of every distinct layer, and which layers have them."""
-    from patternc.analysis.members import distinct_layers
+    """The plans of every distinct layer or branch, and which layers have them."""
+    from patternc.analysis.members import attentions
 
-    return [(where, ask(one)) for one, where in distinct_layers(pattern)]
+    return [(where, ask(one)) for one, where in attentions(pattern)]
 
 
 def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
@@ -301,6 +305,7 @@ def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
 @main.command(short_help="Draw the mask, here or as an SVG file.")
 @_source
 @_chosen
+@_branch
 @click.option("--n", type=LENGTH, default=64, show_default=True, help="Sequence length.")
 @click.option("--tiles", type=LENGTH, help="Draw the borders of tiles of this size, and count them.")
 @click.option(
@@ -318,6 +323,7 @@ def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
 def show(
     source: str,
     chosen: str | None,
+    branch: str | None,
     n: int,
     tiles: int | None,
     reach: int | None,
@@ -345,7 +351,7 @@ def show(
 
     if reach is not None and (tiles is not None or head):
         raise _Failure("usage", f"--{'tiles' if tiles is not None else 'head'} is about one mask, and --reach about several")
-    found = _load_one(source, chosen) if svg else None
+    found = _load_one(source, chosen, branch) if svg else None
     if found is not None and svg is not None:
         try:
             svg.write_text(mask_svg(found, n, head=head, layer=layer, reach=reach), "utf-8")
@@ -356,7 +362,7 @@ def show(
         else:
             click.echo(f"wrote {svg}")
         return
-    patterns = _load(source, chosen)
+    patterns = _load(source, chosen, branch)
     if as_json:
         _print_json([_mask_json(pattern, n, head, layer, reach) for pattern in patterns])
         return
@@ -389,6 +395,7 @@ def _mask_json(pattern: Pattern, n: int, head: int, layer: int, reach: int | Non
 @main.command(short_help="Write a page about it: pictures, reach, guarantees and costs.")
 @_source
 @_chosen
+@_branch
 @click.option("--n", type=LENGTH, default=4096, show_default=True, help="Sequence length of the numbers.")
 @click.option("--picture", "drawn", type=LENGTH, help="Sequence length of the pictures, up to 2,048; 128 to 512 by default.")
 @click.option("--head-dim", type=click.IntRange(1), default=128, show_default=True, help="Head dimension of flops.")
@@ -407,6 +414,7 @@ def _mask_json(pattern: Pattern, n: int, head: int, layer: int, reach: int | Non
 def report(
     source: str,
     chosen: str | None,
+    branch: str | None,
     n: int,
     drawn: int | None,
     head_dim: int,
@@ -428,7 +436,7 @@ def report(
     from patternc.report.content import content
     from patternc.report.page import page
 
-    pattern = _load_one(source, chosen)
+    pattern = _load_one(source, chosen, branch)
     found = content(pattern if layer is None else pattern.layer(layer), n=n, drawn=drawn, head_dim=head_dim)
     try:
         output.write_text(page(found), "utf-8")
@@ -517,12 +525,15 @@ def check(
 @main.command(short_help="Write the source of its kernel.")
 @_source
 @_chosen
+@_branch
 @click.option("--backend", default="triton", show_default=True, metavar="NAME", help="Which backend writes the kernel.")
 @click.option("--layer", type=click.IntRange(0), help="Which layer, where the layers differ.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file.")
 @_json
 @_reports_errors
-def emit(source: str, chosen: str | None, backend: str, layer: int | None, output: Path | None, as_json: bool) -> None:
+def emit(
+    source: str, chosen: str | None, branch: str | None, backend: str, layer: int | None, output: Path | None, as_json: bool
+) -> None:
     """Write the kernel's source: a file of its own that does not need patternc.
 
     PATTERN is an expression, the name of a preset, a .pat file, or - for standard input.
@@ -536,7 +547,7 @@ def emit(source: str, chosen: str | None, backend: str, layer: int | None, outpu
         from patternc.runtime.compile import emit_source
     except ImportError as error:
         raise _Failure("no-emitter", f"the emitter is not available here: {error}") from None
-    pattern = _load_one(source, chosen)
+    pattern = _load_one(source, chosen, branch)
     text = emit_source(pattern, backend, layer=layer)
     if output is not None:
         try:
@@ -597,6 +608,7 @@ def _print_demo(found: Demo) -> None:
 @main.command(short_help="Time it against torch's dense attention and FlexAttention.")
 @_source
 @_chosen
+@_branch
 @click.option("--n", "lengths", type=LENGTHS, default="4096", show_default=True, help="Sequence lengths, such as 4K,32K.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Batch size.")
 @click.option("--heads", type=click.IntRange(1), default=16, show_default=True, help="Query heads.")
@@ -615,6 +627,7 @@ def _print_demo(found: Demo) -> None:
 def bench(
     source: str,
     chosen: str | None,
+    branch: str | None,
     lengths: tuple[int, ...],
     layer: int,
     peers: str | None,
@@ -645,7 +658,7 @@ def bench(
         raise _Failure("no-runtime", f"measuring is not available here: {error}", hint) from None
     if peers is not None:
         shape["peers"] = tuple(dict.fromkeys(name.strip() for name in peers.split(",") if name.strip()))
-    pattern = _load_one(source, chosen).layer(layer)
+    pattern = _load_one(source, chosen, branch).layer(layer)
     if svg is not None:
         try:
             svg.touch()

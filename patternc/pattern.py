@@ -15,7 +15,18 @@ from patternc.language.asserts import Claim, claims
 from patternc.language.elaborate import meaning
 from patternc.language.parser import parse_program
 from patternc.language.printer import show
-from patternc.language.resolve import joint_variants, named_patterns, period, preset_definitions, resolve, select, variants
+from patternc.language.resolve import (
+    GATED,
+    branches,
+    joined,
+    joint_variants,
+    named_patterns,
+    period,
+    preset_definitions,
+    resolve,
+    select,
+    variants,
+)
 from patternc.language.syntax import Expression
 from patternc.relation import ELABORATION_BUDGET, ROW_BUDGET, BudgetExceeded, Pair, Relation, budget, nothing
 from patternc.terms import Condition, Meaning, Term
@@ -47,7 +58,8 @@ class Inclusion:
 class Pattern:
     """Which keys each query may read, for every sequence length n, head and layer.
 
-    Two patterns are equal (`==`) when their expressions are; `equivalent` compares what they mean.
+    Two patterns are equal (`==`) when their expressions are; `equivalent` compares what they mean. Where `gated(...)` joins
+    several attentions, a query may read what any of them lets it read.
     """
 
     expression: Expression
@@ -83,6 +95,22 @@ class Pattern:
         """After how many layers the pattern repeats (1: all layers alike)."""
         return period(self.expression, "layers")
 
+    @cached_property
+    def branches(self) -> tuple[str, ...]:
+        """The names of the attentions that `gated(...)` joins; none where the pattern is one attention."""
+        return branches(self.expression)
+
+    def branch(self, name: str) -> Pattern:
+        """The pattern of one of the attentions that `gated(...)` joins.
+
+        Raises:
+            PatternError: there is no such branch.
+        """
+        if name not in self.branches:
+            known = f"the branches are {', '.join(self.branches)}" if self.branches else "gated(...) makes branches"
+            raise PatternError("unknown-branch", f"there is no branch '{name}'", None, suggest(name, self.branches) or known)
+        return Pattern(select(self.expression, {GATED: self.branches.index(name)}))
+
     def layer(self, index: int) -> Pattern:
         """The pattern of one layer, counted from 0 at the bottom; a schedule starts again after its last layer.
 
@@ -104,7 +132,7 @@ class Pattern:
         return Pattern(select(self.expression, {"heads": index}), self.name)
 
     def meaning(self, *, head: int = 0, layer: int | None = None) -> Meaning:
-        """The union of terms of one head.
+        """The union of terms of one head; of `gated(...)`, what its branches read together.
 
         Raises:
             PatternError: the layers differ and ``layer`` is not given.
@@ -116,7 +144,7 @@ class Pattern:
         if layer is None and self.layers > 1:
             message = f"the layers differ (they repeat after {self.layers}), and no layer was chosen"
             raise PatternError("which-layer", message, None, "take one with pattern.layer(0), or pass layer=0")
-        return _meaning(select(self.expression, {"layers": layer or 0, "heads": head}))
+        return _meaning(joined(select(self.expression, {"layers": layer or 0, "heads": head})))
 
     @property
     def arguments(self) -> tuple[str, ...]:

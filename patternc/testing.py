@@ -203,8 +203,9 @@ def random_inputs(pattern: Pattern | str, n: int, *, heads: int = 1, seed: int =
 
 def _calls(node: Expression) -> list[Call]:
     match node:
-        case Call(_, arguments):
-            return [node, *(call for argument in arguments for call in _calls(argument))]
+        case Call(_, arguments, keywords):
+            below = [*arguments, *(keyword.value for keyword in keywords if keyword.value is not None)]
+            return [node, *(call for one in below for call in _calls(one))]
         case Unary(_, operand):
             return _calls(operand)
         case Chain(operands):
@@ -305,6 +306,8 @@ class _Grid:
                 everywhere = self._static(np.ones((self._n, self._n), bool)).base
                 assert everywhere is not None
                 return _Union(None, (_Pick(everywhere, ((name, _options(node)),)),))
+            case Call("gated", _, keywords):
+                return reduce(operator.or_, [self.union(keyword.value) for keyword in keywords if keyword.value is not None])
             case Call(function):
                 oracle = PRIMITIVES[function].oracle
                 assert oracle is not None, f"'{function}' has no oracle"
@@ -651,7 +654,7 @@ def assert_matches_dense(
     import torch
 
     from patternc.runtime.attention import Attention as Compiled
-    from patternc.runtime.attention import compile as compile_
+    from patternc.runtime.entry import compile as compile_
 
     if not isinstance(attention, Compiled):
         attention = compile_(attention, backend=backend)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from patternc.dense import Evaluator, check_dense
 from patternc.language.printer import show
-from patternc.language.resolve import chooses, select
+from patternc.language.resolve import chooses, joined, select
 from patternc.language.syntax import Chain, Expression
 from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded, Loop, Relation
@@ -128,7 +128,7 @@ def _check_edges(edges: int) -> None:
 def _terms(pattern: Pattern, n: int, head: int, layer: int | None, inputs: dict[str, Any]) -> list[tuple[str, Bools]]:
     """The parts of one head's topmost union, each with the mask of its pairs."""
     found = []
-    for text, expression in _arms(select(pattern.expression, {"layers": layer or 0, "heads": head})):
+    for text, expression in _arms(joined(select(pattern.expression, {"layers": layer or 0, "heads": head}))):
         one = Pattern(expression)
         found.append((text, one.mask(n, head, **{name: inputs[name] for name in one.inputs})))
     return found

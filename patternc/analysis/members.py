@@ -1,11 +1,11 @@
-"""The distinct patterns that the layers and heads of one pattern use, and which of them use each."""
+"""The distinct patterns that the layers, heads and branches of one pattern use, and which of them use each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from patternc.language.resolve import period, select
+from patternc.language.resolve import joined, period, select
 from patternc.language.syntax import Expression
 from patternc.pattern import Pattern
 from patternc.terms import Meaning
@@ -32,7 +32,7 @@ class Member:
 def members(pattern: Pattern) -> Iterator[Member]:
     """Every distinct pattern among the layers and heads, in order of first use."""
     seen: set[Expression] = set()
-    for layer_expression, layers in _groups(pattern.expression, "layers"):
+    for layer_expression, layers in _groups(joined(pattern.expression), "layers"):
         for expression, heads in _groups(layer_expression, "heads"):
             if expression in seen:
                 continue
@@ -48,6 +48,17 @@ def distinct_layers(pattern: Pattern) -> list[tuple[Pattern, str]]:
         (Pattern(one, pattern.name), _label("layer", layers, pattern.layers) if len(groups) > 1 else "")
         for one, layers in groups
     ]
+
+
+def attentions(pattern: Pattern) -> list[tuple[Pattern, str]]:
+    """Every attention that is a kernel of its own: a distinct layer, or a branch of it; and in words which one."""
+    found = []
+    for layer, where in distinct_layers(pattern):
+        for name in layer.branches:
+            found.append((layer.branch(name), ", ".join(word for word in (where, f"branch {name}") if word)))
+        if not layer.branches:
+            found.append((layer, where))
+    return found
 
 
 def _groups(expression: Expression, mixture: str) -> list[tuple[Expression, list[int]]]:

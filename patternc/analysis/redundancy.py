@@ -1,6 +1,6 @@
 """Which parts of an expression change nothing: operands of `|` that add no pair, of `&` and `-` that take none away.
 
-A part counts as redundant if the whole pattern, at every layer and head, holds the same pairs for every n without it. So
+A part counts as redundant if the pattern, at every layer, head and branch, holds the same pairs for every n without it. So
 what stands around an operand counts: in `causal & (window(8) | ~causal)`, `~causal` adds nothing. Operands are tried from
 the last to the first, and each that is found is gone before the next is tried: all that are found can be left out together.
 """
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from patternc.analysis.differ import surely_differ
 from patternc.analysis.inclusion import prove_equivalent
+from patternc.analysis.verdict import worst
 from patternc.diagnostics import PatternError
 from patternc.language.printer import show
 from patternc.language.resolve import MIXTURES, map_children
@@ -147,7 +148,8 @@ class _Search:
             with budget(OPERATIONS):
                 if surely_differ(self.rest, shorter):
                     return
-                same = prove_equivalent(self.rest, shorter)
+                pairs = zip(_branches(self.rest), _branches(shorter), strict=True)
+                same = worst("the same pairs", (prove_equivalent(one, other) for one, other in pairs))
         except (BudgetExceeded, PatternError):
             reason = "was not decided: the exact set computation is over its operation budget"
             self.undecided.append(Operand(operand, operator, reason))
@@ -157,6 +159,11 @@ class _Search:
             self.found.append(Operand(operand, operator, _FAILS[operator]))
         elif same.status == "unknown":
             self.undecided.append(Operand(operand, operator, f"was not decided: {same.reason}"))
+
+
+def _branches(pattern: Pattern) -> list[Pattern]:
+    """The patterns of every branch, or the pattern if it is one attention."""
+    return [pattern.branch(name) for name in pattern.branches] or [pattern]
 
 
 def _operands(node: Expression) -> tuple[Expression, ...]:
@@ -170,6 +177,8 @@ def _operands(node: Expression) -> tuple[Expression, ...]:
             return (operand,)
         case Call(function, (argument,)) if function in MIXTURES:
             return (argument,)
+        case Call("gated", _, keywords):
+            return tuple(keyword.value for keyword in keywords if keyword.value is not None)
     return ()
 
 

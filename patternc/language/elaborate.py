@@ -286,8 +286,9 @@ def _unknown(name: str, span: Span) -> PatternError:
         case "true" | "false" | "all":
             hint = "'none' is the pattern without pairs" if name == "false" else "'full' is the pattern of all pairs"
             return PatternError("wrong-type", f"'{name}' is not a pattern", span, hint)
-        case "where" | "heads" | "layers":
-            example = "where(q - k < 128)" if name == "where" else f"{name}(4 * causal + full)"
+        case "where" | "heads" | "layers" | "gated":
+            examples = {"where": "where(q - k < 128)", "gated": "gated(local=window(512), far=stride(64))"}
+            example = examples.get(name, f"{name}(4 * causal + full)")
             return PatternError("missing-argument", f"'{name}' needs an argument", span, f"as in {example}")
     if name in SCORING:
         hint = f"scorers stand in topk(...), as in {SCORERS[name].example}"

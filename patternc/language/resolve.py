@@ -1,7 +1,8 @@
 """Names to what they stand for: definitions inlined, mixtures indexed. What is left needs no environment.
 
 A pattern is a function of (layer, head): `layers(...)` and `heads(...)` are schedules that repeat, and `select` takes the
-one that a layer and a head use.
+one that a layer and a head use. `gated(...)` names several attentions of one layer: `select` takes one of them too, and
+`joined` says what they read together.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ MAX_INLINED_DEPTH = 128
 MAX_VARIANTS = 1_000
 MAX_PERIOD = 4_096
 MIXTURES = ("heads", "layers")
+GATED = "gated"
 SCORING = frozenset(SCORERS) - {"indexer"}  # a plain `indexer` is a name as any other
-RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES, *PRIMITIVES, *SCORING})
+RESERVED = frozenset({"q", "k", "n", "all", "true", "false", "where", *MIXTURES, GATED, *PRIMITIVES, *SCORING})
 
 Definitions = Mapping[str, Definition]
 
@@ -122,6 +124,7 @@ class Inliner:
         """``root`` without definitions, within the limits."""
         written_out = self.inline(root)
         check_limits(written_out, MAX_INLINED_DEPTH)
+        branches(written_out)
         return written_out
 
     def inline(self, node: Expression, parameters: Mapping[str, Expression] = MappingProxyType({})) -> Expression:
@@ -248,8 +251,65 @@ def chooses(node: Expression) -> bool:
     return any(isinstance(part, Call) and part.function in ("random", "topk") for part in walk(node))
 
 
+def branches(node: Expression) -> tuple[str, ...]:
+    """The names of the attentions that ``gated(...)`` joins in a pattern; none where there is no such part.
+
+    Raises:
+        PatternError: it stands where it would not join whole attentions, or layers have branches of other names.
+    """
+    joins = _joins(node)
+    whole = list(_whole(node)) if joins else []
+    if len(joins) > len(whole):
+        misplaced = next(part for part in _joins(node) if not any(part is one for one in whole))
+        message = "'gated' joins whole attentions, and this is a part of one"
+        hint = "it stands by itself, beside '&' or '|', or in layers(...); heads(...) stands in its branches"
+        raise PatternError("gated", message, misplaced.span, hint)
+    found: tuple[str, ...] = ()
+    for call in whole:
+        names = tuple(keyword.name for keyword in call.keywords)
+        if call.arguments or not names:
+            example = "gated(local=window(512), far=stride(64))"
+            raise PatternError("gated", "'gated' takes patterns, each with a name", call.span, f"as in {example}")
+        for i, keyword in enumerate(call.keywords):
+            check_keyword(GATED, keyword.name, list(names), dict.fromkeys(names[:i]), keyword.span)
+        if found and names != found:
+            message = f"other layers have the branches {', '.join(found)}"
+            raise PatternError("gated", message, call.span, "give them the same names, in this order")
+        found = names
+    return found
+
+
+def _joins(node: Expression) -> list[Call]:
+    return [part for part in walk(node) if isinstance(part, Call) and part.function == GATED]
+
+
+def _whole(node: Expression) -> Iterator[Call]:
+    """The ``gated(...)`` whose branches each make a whole attention: at most one for a layer."""
+    match node:
+        case Call(function) if function == GATED:
+            yield node
+        case Call("layers", (argument,)):
+            parts = argument.operands if isinstance(argument, Chain) and set(argument.operators) == {"+"} else (argument,)
+            for part in parts:
+                yield from _whole(part.operands[-1] if isinstance(part, Chain) and part.operators == ("*",) else part)
+        case Chain(operands, operators) if set(operators) <= {"|", "&"}:
+            yield from next((found for operand in operands if (found := list(_whole(operand)))), [])
+        case Chain((first, *_), ("-", *_)):
+            yield from _whole(first)
+
+
+def joined(node: Expression) -> Expression:
+    """The pattern with each ``gated(...)`` as the union of its branches: what they read together."""
+    if isinstance(node, Call) and node.function == GATED:
+        values = tuple(_value(keyword) for keyword in node.keywords)
+        return values[0] if len(values) == 1 else Chain(values, ("|",) * (len(values) - 1), node.span)
+    return map_children(node, joined)
+
+
 def mixture_items(call: Call) -> list[tuple[int, Expression]]:
-    """The (repeat, pattern) items of ``heads(4 * A + 4 * B)`` or ``layers(...)``."""
+    """The (repeat, pattern) items of ``heads(4 * A + 4 * B)`` or ``layers(...)``, and the branches of ``gated(...)``."""
+    if call.function == GATED:
+        return [(1, _value(keyword)) for keyword in call.keywords]
     if len(call.arguments) != 1 or call.keywords:
         raise PatternError(
             "mixture", f"'{call.function}' takes one sum of patterns", call.span, f"{call.function}(4 * causal + full)"
@@ -297,7 +357,7 @@ def variants(node: Expression) -> list[tuple[int, int, Expression]]:
     found: dict[Expression, tuple[int, int]] = {}
     parts = 0
     for layer in _turns(node, "layers"):
-        of_layer = select(node, {"layers": layer})
+        of_layer = joined(select(node, {"layers": layer}))
         for head in _turns(of_layer, "heads"):
             one = select(of_layer, {"heads": head})
             parts += sum(1 for _ in walk(one))
@@ -332,7 +392,7 @@ def _turns(node: Expression, mixture: str) -> list[int]:
 
 
 def select(node: Expression, chosen: Mapping[str, int]) -> Expression:
-    """The pattern of one head and/or layer, such as ``{"heads": 3}``."""
+    """The pattern of one head, layer and/or branch, such as ``{"heads": 3}``."""
     if isinstance(node, Call) and node.function in chosen:
         items = mixture_items(node)
         index = chosen[node.function] % sum(repeat for repeat, _ in items)

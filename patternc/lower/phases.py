@@ -23,8 +23,12 @@ def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool
     selections (`HeadPlan.picked`).
 
     Raises:
-        PatternError: the layers differ and none was chosen, or the candidates of a `random` have no closed form.
+        PatternError: the layers or branches differ and none was chosen, or the candidates of a `random` have no closed form.
     """
+    if pattern.branches:
+        message = f"'gated' joins several attentions ({', '.join(pattern.branches)}), and no branch was chosen"
+        first = pattern.branches[0]
+        raise PatternError("which-branch", message, None, f"take one: pattern.branch('{first}'), or --branch {first}")
     groups = _groups(pattern, layer)
     passes = _lowered(pattern, groups, tile, views=views, splits=splits, inverse=False)
     return Plan(str(pattern), tile, _inputs(pattern, groups), passes)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from patternc.analysis.degrees import Degrees, degrees
-from patternc.analysis.members import Member, distinct_layers, members
+from patternc.analysis.members import Member, attentions, distinct_layers, members
 from patternc.analysis.receptive_field import field_sizes
 from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded, budget
@@ -147,12 +147,12 @@ def content(pattern: Pattern, *, n: int = 4096, drawn: int | None = None, head_d
         known(pattern, (drawn, n)),
         tuple(members(pattern)),
         layers,
-        tuple((where, _plan(one)) for one, where in alike),
+        tuple((where, _plan(one)) for one, where in attentions(pattern)),
     )
 
 
-def _plan(layer: Pattern) -> str:
+def _plan(one: Pattern) -> str:
     from patternc.report.choices import choices
     from patternc.runtime.compile import DEFAULT_REQUEST, usual
 
-    return str(choices(layer, usual(layer), DEFAULT_REQUEST).chosen.plan)
+    return str(choices(one, usual(one), DEFAULT_REQUEST).chosen.plan)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -91,6 +91,7 @@ class Explanation:
     expression: str
     layers: int
     heads: int
+    branches: tuple[str, ...]
     sections: tuple[Section, ...]
     verdicts: tuple[Verdict, ...]
 
@@ -101,6 +102,7 @@ class Explanation:
             "expression": self.expression,
             "layers": self.layers,
             "heads": self.heads,
+            "branches": list(self.branches),
             "sections": [_section_json(section) for section in self.sections],
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
         }
@@ -115,16 +117,27 @@ class Explanation:
             periods = (("layers", self.layers), ("heads", self.heads))
             words = [f"{word} repeat after {count}" for word, count in periods if count > 1]
             lines.append(Text("; ".join(words), style="dim"))
+        if self.branches:
+            lines.append(Text("every branch is an attention of its own; their outputs are summed with gates", style="dim"))
         for section in self.sections:
             lines += _render_section(section, alone=len(self.sections) == 1)
         return Group(*lines, Text(), _heading("guarantees, for every n"), Padding(verdict_table(self.verdicts), (0, 0, 0, 2)))
 
 
 def explain(pattern: Pattern, *, n: int = 4096, head_dim: int = 128) -> Explanation:
-    """Explain every distinct layer and head of a pattern, with its keys and cost at ``n``."""
-    sections = tuple(_section(member, n, head_dim) for member in members(pattern))
+    """Explain every distinct layer, head and branch of a pattern, with its keys and cost at ``n``."""
+    sections = tuple(_section(member, n, head_dim) for member in _members(pattern))
     verdicts = (pattern.prove_causal(), pattern.prove_nonempty(), pattern.prove_self_loops())
-    return Explanation(pattern.name, str(pattern), pattern.layers, pattern.heads, sections, verdicts)
+    return Explanation(pattern.name, str(pattern), pattern.layers, pattern.heads, pattern.branches, sections, verdicts)
+
+
+def _members(pattern: Pattern) -> Iterator[Member]:
+    """The members of every branch, or of a pattern that is one attention."""
+    for name in pattern.branches:
+        for member in members(pattern.branch(name)):
+            yield replace(member, label=", ".join(word for word in (f"branch {name}", member.label) if word))
+    if not pattern.branches:
+        yield from members(pattern)
 
 
 def _section(member: Member, n: int, head_dim: int) -> Section:

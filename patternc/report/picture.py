@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from patternc.analysis.held import certain, realisable
-from patternc.language.resolve import select, walk
+from patternc.language.resolve import joined, select, walk
 from patternc.language.syntax import Integer
 from patternc.pattern import Pattern
 from patternc.random_edges import draw, mix
@@ -240,7 +240,7 @@ def _scatter(count: Array, axis: int) -> Array:
 
 def picture(pattern: Pattern, n: int, *, head: int = 0, layer: int = 0) -> Picture:
     """The picture of one layer and head."""
-    return Picture(n, head, parts(select(pattern.expression, {"layers": layer, "heads": head})))
+    return Picture(n, head, parts(joined(select(pattern.expression, {"layers": layer, "heads": head}))))
 
 
 def tile_classes(relation: Relation, n: int, rows: int, columns: int) -> npt.NDArray[np.int8] | None:

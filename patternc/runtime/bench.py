@@ -20,8 +20,9 @@ from torch import Tensor
 
 from patternc.diagnostics import suggest
 from patternc.pattern import Pattern
-from patternc.runtime.attention import compile as compile_pattern
+from patternc.runtime.compile import plan_for
 from patternc.runtime.demo import random_inputs
+from patternc.runtime.entry import compile as compile_pattern
 from patternc.runtime.peers import PEERS, Case, Missing, Ready, patternc_itself
 
 Call: TypeAlias = Callable[[], object]
@@ -189,8 +190,10 @@ def run(pattern: Pattern, lengths: Sequence[int], setting: Setting, progress: Ca
     """Measure a pattern whose layers are alike at every length.
 
     Raises:
+        PatternError: the pattern is not one attention.
         ValueError: the tensors do not fit into memory.
     """
+    plan_for(pattern)
     progress("measuring what the device does at best")
     ceilings = measure_ceilings(setting)
 

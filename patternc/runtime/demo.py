@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from patternc.pattern import Pattern
-from patternc.runtime.attention import compile as compile_pattern
 from patternc.runtime.compile import serving
+from patternc.runtime.entry import compile as compile_pattern
 from patternc.runtime.operator import request_of
 from patternc.scorers import ScoreInput
 from patternc.terms import Document, Filter, Layout

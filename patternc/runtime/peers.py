@@ -19,8 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from patternc.dense import Evaluator
 from patternc.pattern import Pattern
 from patternc.relation import BudgetExceeded
-from patternc.runtime.attention import compile as compile_pattern
 from patternc.runtime.compile import serving
+from patternc.runtime.entry import compile as compile_pattern
 from patternc.runtime.operator import request_of
 from patternc.scalar import Const, evaluate
 from patternc.terms import Choice, Condition, Filter, Layout, Meaning, Random, Term, TopK

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import patternc as pc
+from patternc.analysis.members import attentions
 from patternc.testing import assert_matches_dense, patterns, random_call
 
 torch = pytest.importorskip("torch")
@@ -43,21 +44,21 @@ def check(text, grads=True, scale=None, **shape):
         assert_matches_dense(text, call.q, call.k, call.v, backend=backend, grads=grads, scale=scale, **call.inputs)
 
 
-def layers(pattern):
-    return {str(pattern.layer(i)): pattern.layer(i) for i in range(pattern.layers)}
+def attentions_of(pattern):
+    return {str(one): one for one, _ in attentions(pattern)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", sorted(pc.presets()))
 def test_presets(name, dtype):
-    for text in layers(pc.preset(name)):
+    for text in attentions_of(pc.preset(name)):
         for shape in ({"n": LENGTH, "head_dim": 128}, {"n": LENGTH, "n_q": 900, "head_dim": 64}):
             check(shrunk(text), heads=4, kv_heads=2, dtype=dtype, **shape)
 
 
 @pytest.mark.parametrize("name", sorted(pc.presets()))
 def test_presets_at_their_own_size(name):
-    for text in layers(pc.preset(name)):
+    for text in attentions_of(pc.preset(name)):
         check(text, n=5000, heads=2, kv_heads=1, head_dim=128, dtype="bfloat16")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import patternc as pc
+from patternc.analysis.members import attentions
 from patternc.lower.plan import Tile, Walk
 from patternc.lower.views import split
 from patternc.relation import IDENTITY, MAX_FEW, View, nothing
@@ -196,8 +197,8 @@ def test_loops_of_presets_have_no_guards(name):
     """A loop that tests each tile it comes to is for patterns of odd sizes."""
     pattern = pc.preset(name)
     loops = []
-    for layer in dict.fromkeys(str(pattern.layer(i)) for i in range(pattern.layers)):
-        plan = plan_for(pc.parse(layer))
+    for one, _ in attentions(pattern):
+        plan = plan_for(one)
         for group in (*plan.heads, *plan.keys):
             walks = [phase for phase in group.phases if isinstance(phase, Walk)]
             assert all(walk.exact for walk in walks)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import patternc as pc
 from patternc import backend
+from patternc.analysis.members import attentions
 from patternc.backend import Request
 from patternc.lower.cost import TileCost, work
 from patternc.lower.phases import lower
@@ -116,9 +117,8 @@ def test_views_that_were_considered(text: str, views: list[tuple[View, bool]]) -
 @pytest.mark.parametrize("name", ["triton", "torch", "reference"])
 @pytest.mark.parametrize("preset", pc.presets())
 def test_the_views_taken_are_those_of_the_plan(preset: str, name: str) -> None:
-    pattern = pc.preset(preset)
-    for layer in range(min(pattern.layers, 6)):
-        for one in candidates(pattern, layer, name):
+    for pattern, _ in attentions(pc.preset(preset)):
+        for one in candidates(pattern, None, name):
             for heads in one.choices:
                 groups = [group for group in one.plan.heads if group.heads == heads.heads]
                 walks = [phase.view for group in groups for phase in group.phases if isinstance(phase, Walk)]

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import patternc as pc
+from patternc.analysis.members import attentions
 from patternc.testing import assert_matches_dense, dense_mask, patterns, random_call
 
 torch = pytest.importorskip("torch")
@@ -43,7 +44,7 @@ PRESETS = {
     "moba": "moba_with(32, 3)",
     "moba_layers": "layers(moba_with(32, 3) + causal)",
     "nsa_selected": "nsa_selected_with(32, 3)",
-    "nsa": "nsa_selected_with(32, 3) | (causal & window(20))",
+    "nsa": "nsa_with(32, 3, 20)",
     "packed": "causal & document(ids)",
     "flagship": "causal & (window(40) | global([0]) | stride(64) | random(3) | topk(indexer, 20))",
 }
@@ -67,9 +68,9 @@ def test_every_preset_has_a_small_version():
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets(name, dtype):
     pattern = pc.parse(PRESETS[name])
-    for layer in {str(pattern.layer(i)): pattern.layer(i) for i in range(pattern.layers)}.values():
-        n = 45 if "topk" in str(layer) else 150 if dtype == "float32" else 90
-        check(layer, n=n, n_q=n - 10, heads=2, kv_heads=1, dtype=dtype)
+    for one, _ in attentions(pattern):
+        n = 45 if "topk" in str(one) else 150 if dtype == "float32" else 90
+        check(one, n=n, n_q=n - 10, heads=2, kv_heads=1, dtype=dtype)
 
 
 @pytest.mark.parametrize(("n_q", "n"), [(1, 1), (7, 7), (1, 100), (33, 64), (64, 65), (200, 200), (60, 200)], ids=str)

@@ -1,0 +1,1 @@
+causal & ~gated(a=window(3), b=full)

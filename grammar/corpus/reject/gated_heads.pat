@@ -1,0 +1,1 @@
+heads(gated(a=window(3), b=full) + causal)

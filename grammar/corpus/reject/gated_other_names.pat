@@ -1,0 +1,1 @@
+layers(gated(a=causal, b=full) + gated(b=causal, a=full))

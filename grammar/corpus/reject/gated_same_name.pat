@@ -1,0 +1,1 @@
+gated(a=causal, a=full)

@@ -1,0 +1,1 @@
+gated(causal, full)
