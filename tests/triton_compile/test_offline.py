@@ -43,6 +43,7 @@ LENGTH = 1024  # a multiple of every preset's stride, so that all tiles have des
 # What is still short of the aims, by kernel: lists that shrink as it gets better, and must be right.
 # The assembler serialises matrix instructions (warning C75xx) where it cannot tell that their accumulator is left alone.
 SERIALISED = {
+    "nsa": {"kernel_g0"},  # its busiest branch, the selected one
     "nsa_selected": {"kernel_g0"},
     "sparse_fixed": {"kernel_g0", "keys_g0"},
     "sparse_fixed_heads": {"kernel_g0", "kernel_g1", "keys_g0", "keys_g2"},
