@@ -23,8 +23,8 @@ def indexed_kernel(
     weights_ptr,
     out_ptr,
     queries_b,
-    queries_n,
     queries_h,
+    queries_n,
     keys_b,
     keys_n,
     weights_b,
@@ -103,18 +103,18 @@ def indexed_blocks(heads, dim, itemsize, generation):
 def indexed(queries, keys, weights, last=None):
     """sum over heads j of w_j relu(q_j . k): the scores I[t, s] of the lightning indexer (DeepSeek-V3.2, DeepSeek-AI 2025).
 
-    queries: (b or 1, rows, heads, dim), and keys: (b or 1, n, dim), in float32 unless both are bfloat16 or both float16.
-    weights: (b or 1, rows, heads), of any floating dtype.
+    queries: (b or 1, heads, rows, dim), and keys: (b or 1, 1, n, dim), in float32 unless both are bfloat16 or both float16.
+    weights: (b or 1, heads, rows), of any floating dtype.
     last: the position of the first row, where a row looks at no key after its own position; None where it looks at all.
 
-    Returns float32 (b, rows, n), summed in float32, -inf for keys that a row does not look at. No gradient.
+    Returns float32 (b, 1, rows, n), summed in float32, -inf for keys that a row does not look at. No gradient.
     """
     if queries.dtype != keys.dtype or queries.dtype == torch.float64:
         queries, keys = queries.float(), keys.float()
-    queries, keys, weights = aligned(queries), aligned(keys), weights.to(torch.float32).contiguous()
-    (_, rows, heads, dim), n, device = queries.shape, keys.shape[1], queries.device
+    queries, keys, weights = aligned(queries), aligned(keys[:, 0]), weights.float().transpose(1, 2).contiguous()
+    (_, heads, rows, dim), n, device = queries.shape, keys.shape[1], queries.device
     (batch,) = torch.broadcast_shapes(*(t.shape[:1] for t in (queries, keys, weights)))
-    out = torch.empty(batch, rows, n, dtype=torch.float32, device=device)
+    out = torch.empty(batch, 1, rows, n, dtype=torch.float32, device=device)
     if 0 in out.shape:
         return out
     generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0

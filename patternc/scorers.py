@@ -271,9 +271,9 @@ class Indexer:
     def inputs(self) -> tuple[ScoreInput, ...]:
         h, d = self.heads, self.dim
         return (
-            ScoreInput(f"{self.name}_q", "the indexer's queries", f"(batch, n, {h}, {d})", lambda b, *at: (b, at[2], h, d)),
-            ScoreInput(f"{self.name}_k", "the indexer's keys", f"(batch, n, {d})", lambda b, *at: (b, at[3], d)),
-            ScoreInput(f"{self.name}_w", "the weights of its heads", f"(batch, n, {h})", lambda b, *at: (b, at[2], h)),
+            ScoreInput(f"{self.name}_q", "the indexer's queries", f"(batch, {h}, n, {d})", lambda b, *at: (b, h, at[2], d)),
+            ScoreInput(f"{self.name}_k", "the indexer's keys", f"(batch, 1, n, {d})", lambda b, *at: (b, 1, at[3], d)),
+            ScoreInput(f"{self.name}_w", "the weights of its heads", f"(batch, {h}, n)", lambda b, *at: (b, h, at[2])),
         )
 
     def of_blocks(self, block: int) -> Self:  # noqa: ARG002
@@ -285,13 +285,13 @@ class Indexer:
 
     def rows(self, sight: Sight) -> Rows:
         (batch, _, n_q, _), n = sight.queries.shape, sight.keys.shape[2]
-        shapes = (batch, n_q, self.heads, self.dim), (batch, n, self.dim), (batch, n_q, self.heads)
+        shapes = (batch, self.heads, n_q, self.dim), (batch, 1, n, self.dim), (batch, self.heads, n_q)
         names = [use.name for use in self.inputs]
         q, k, w = (sight.given(name, sight.inputs[name], *shape) for name, shape in zip(names, shapes))  # noqa: B905
         last = sight.last
 
         def rows(start: int, stop: int) -> Any:
-            return indexed(q[:, start:stop], k, w[:, start:stop], None if last is None else last + start)[:, None]
+            return indexed(q[:, :, start:stop], k, w[:, :, start:stop], None if last is None else last + start)
 
         return rows
 
@@ -422,11 +422,12 @@ def shared(scores: Any, share: str, heads: int, key_heads: int) -> Any:
 
 
 def indexed(queries: Any, keys: Any, weights: Any, last: int | None = None) -> Any:  # noqa: ARG001
-    """sum over heads j of w_j relu(q_j . k): (b, rows, n), for (b, rows, heads, dim), (b, n, dim) and (b, rows, heads).
+    """sum over heads j of w_j relu(q_j . k): (b, 1, rows, n), for (b, heads, rows, dim), (b, 1, n, dim) and (b, heads, rows).
 
     Scores of keys after the position of a row, ``last`` for the first, may be anything.
     """
     across, total = wide(keys).swapaxes(-1, -2), 0.0
-    for head in range(queries.shape[2]):  # one at a time: all of them would be as many times the memory
-        total = total + wide(weights[:, :, head])[..., None] * (wide(queries[:, :, head]) @ across).clip(0)
+    for head in range(queries.shape[1]):  # one at a time: all of them would be as many times the memory
+        one = slice(head, head + 1)
+        total = total + wide(weights[:, one])[..., None] * (wide(queries[:, one]) @ across).clip(0)
     return total

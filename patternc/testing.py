@@ -593,10 +593,10 @@ def dense_mask(
                     one[name] = _of_pair(use, given[name].detach().cpu(), b, h, heads, n)
                 elif isinstance(use, TopK):
                     for own in use.scorer.inputs:
-                        length = own.sizes(1, heads, k.shape[1] if k is not None else heads, n, n, 1)[1]
-                        one[own.name] = _padded(given[own.name], b, length)[None]
+                        whole = own.sizes(1, heads, k.shape[1] if k is not None else heads, n, n, 1)
+                        one[own.name] = _padded(given[own.name], b, whole)
             if q is not None:
-                one["queries"] = _padded(q.transpose(1, 2), b, n).swapaxes(0, 1)
+                one["queries"] = _padded(q, b, (1, heads, n))[0]
             if k is not None:
                 one["keys"] = k[b].detach().cpu().double().numpy()
             if scale is not None:
@@ -611,10 +611,11 @@ def _rows(given: Any, n_q: int) -> Tensor:
     return rows
 
 
-def _padded(given: Tensor, batch: int, length: int) -> npt.NDArray[Any]:
-    """One batch, with zeros before its rows up to a length: for the queries before the first one that there is."""
-    rows = given[batch % len(given)].detach().cpu().double().numpy()
-    return np.concatenate([np.zeros((length - len(rows), *rows.shape[1:])), rows])
+def _padded(given: Tensor, batch: int, whole: tuple[int, ...]) -> npt.NDArray[Any]:
+    """One batch (1, ...), with zeros in front up to a whole shape: for the queries before the first one that there is."""
+    one = given[batch % len(given)][None].detach().cpu().double().numpy()
+    before = [(max(0, size - had), 0) for size, had in zip(whole, one.shape, strict=False)]
+    return np.pad(one, before + [(0, 0)] * (one.ndim - len(before)))
 
 
 def _of_pair(use: Layout | Document | TopK, given: Tensor, batch: int, head: int, heads: int, n: int) -> npt.NDArray[Any]:

@@ -36,7 +36,7 @@ def maxpool(scorer: Scores, block: Size) -> Scorer:
 def indexer(heads: Size = Size(64), dim: Size = Size(128), name: Input = Input("indexer")) -> Scorer:
     """sum_j w_j relu(q_j . k), with one key head: the lightning indexer of DeepSeek-V3.2 (DeepSeek-AI 2025).
 
-    Its runtime inputs are indexer_q (batch, n, heads, dim), indexer_k (batch, n, dim) and indexer_w (batch, n, heads);
+    Its runtime inputs are indexer_q (batch, heads, n, dim), indexer_k (batch, 1, n, dim) and indexer_w (batch, heads, n);
     `name` is what stands before the underscore. The scores are the same for all query heads.
     """
     return Indexer(heads, dim, name)

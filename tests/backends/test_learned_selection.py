@@ -69,7 +69,7 @@ def max_of(below, block):
 def lightning(case, b, h, i):
     """I = sum_j w_j relu(q_j . k)."""
     q, k, w = (case.inputs[f"indexer_{letter}"][b] for letter in "qkw")
-    return [sum(w[i][j] * max(0.0, dot(q[i][j], key)) for j in range(len(w[i]))) for key in k]
+    return [sum(w[j][i] * max(0.0, dot(q[j][i], key)) for j in range(len(w))) for key in k[0]]
 
 
 def importance(l, d, block, compressed=None):
@@ -168,9 +168,9 @@ def indexer_inputs(heads=3, dim=5, batch=B, n=N, n_q=NQ, seed=0):
         return torch.randint(-2, 3, shape, generator=generator).float()
 
     return {
-        "indexer_q": whole(batch, n_q, heads, dim),
-        "indexer_k": whole(batch, n, dim),
-        "indexer_w": whole(batch, n_q, heads),
+        "indexer_q": whole(batch, heads, n_q, dim),
+        "indexer_k": whole(batch, 1, n, dim),
+        "indexer_w": whole(batch, heads, n_q),
     }
 
 
@@ -406,7 +406,7 @@ def test_rows_go_in_chunks(text, monkeypatch):
         assert [start for start, _ in asked] == list(range(0, NQ, most))
     monkeypatch.setattr(module.select, "__defaults__", (1 << 26,))
     asked.clear()
-    short = {name: t[:, -4:] for name, t in inputs.items()}
+    short = {name: t[:, :, -4:] for name, t in inputs.items()}
     module.selections(q[:, :, -4:], k[:, :, -4:], short)
     assert asked == []  # all candidates are among the best
 
@@ -454,9 +454,9 @@ def test_autocast_does_not_round_scores():
     ("changes", "error", "message"),
     [
         ({"indexer_q": None}, ValueError, "needs the runtime input 'indexer_q'"),
-        ({"indexer_q": torch.zeros(B, NQ, 3, 4)}, ValueError, "'indexer_q' must have shape"),
-        ({"indexer_k": torch.zeros(B, NQ, 5)}, ValueError, "'indexer_k' must have shape"),
-        ({"indexer_w": torch.zeros(B, NQ, 3, dtype=torch.int64)}, TypeError, "'indexer_w' must be floating point"),
+        ({"indexer_q": torch.zeros(B, 3, NQ, 4)}, ValueError, "'indexer_q' must have shape"),
+        ({"indexer_k": torch.zeros(B, 1, NQ, 5)}, ValueError, "'indexer_k' must have shape"),
+        ({"indexer_w": torch.zeros(B, 3, NQ, dtype=torch.int64)}, TypeError, "'indexer_w' must be floating point"),
         ({"indexer_w": [1.0]}, TypeError, "'indexer_w' must be a tensor"),
         ({"indexer": torch.zeros(1)}, TypeError, "no runtime input 'indexer'"),
     ],

@@ -89,7 +89,7 @@ def dsa(n, grads):
 def layer(n):
     """The same from scores on: indexer of 64 heads of 128 dims, selection, attention; by the public call, without gradients."""
     q, k = randn(1, 128, n, 576), randn(1, 1, n, 576)
-    given = {"indexer_q": randn(1, n, 64, 128), "indexer_k": randn(1, n, 128), "indexer_w": randn(1, n, 64)}
+    given = {"indexer_q": randn(1, 64, n, 128), "indexer_k": randn(1, 1, n, 128), "indexer_w": randn(1, 64, n)}
     attention = pc.compile("causal & topk(indexer(heads=64, dim=128), 2048)")
     attention(q, k, k[..., :512], **given)
     torch.cuda.reset_peak_memory_stats()
@@ -102,7 +102,7 @@ def layer(n):
 def indexer(rows, n):
     """The scores of the lightning indexer for some queries and all keys."""
     module = operator.module_of("causal & topk(indexer(heads=64, dim=128), 2048)", 0, "triton", *[randn(1, 1, 1, 128)] * 2)
-    q, k, w = randn(1, rows, 64, 128), randn(1, n, 128), torch.randn(1, rows, 64, device="cuda")
+    q, k, w = randn(1, 64, rows, 128), randn(1, 1, n, 128), torch.randn(1, 64, rows, device="cuda")
     forward = timed(lambda: module.indexed(q, k, w))
     return {"forward_ms": forward, "forward_tflops": 2 * 64 * 128 * rows * n / forward / 1e9}
 

@@ -19,8 +19,14 @@ def randn(*shape: int, seed: int) -> Any:
 
 
 def indexer_inputs(batch: int = B) -> dict[str, Any]:
-    shapes = {"q": (batch, N, HEADS, DIM), "k": (batch, N, DIM), "w": (batch, N, HEADS)}
+    shapes = {"q": (batch, HEADS, N, DIM), "k": (batch, 1, N, DIM), "w": (batch, HEADS, N)}
     return {f"indexer_{name}": randn(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def positions_first(inputs: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The inputs as others take them: (batch, n, heads, dim), (batch, n, dim) and (batch, n, heads)."""
+    q, k, w = inputs.values()
+    return q.transpose(1, 2), k[:, 0], w.transpose(1, 2)
 
 
 def read(text: str, q: Any = None, k: Any = None, **inputs: Any) -> Any:
@@ -41,7 +47,7 @@ def listed(indices: Any, n: int) -> Any:
 def test_attention_gym_lightning_indexer() -> None:
     sparse = pytest.importorskip("attn_gym.sparse.indexer.api")
     inputs = indexer_inputs()
-    found = sparse.lightning_indexer(*inputs.values(), 20, causal=True, impl="reference")
+    found = sparse.lightning_indexer(*positions_first(inputs), 20, causal=True, impl="reference")
     assert torch.equal(read(DSA, **inputs)[:, 0], listed(found, N))
 
 
@@ -49,7 +55,7 @@ def test_attention_gym_lightning_indexer_of_packed_documents() -> None:
     sparse = pytest.importorskip("attn_gym.sparse.indexer.api")
     inputs, edges = indexer_inputs(1), torch.tensor(EDGES, dtype=torch.int32)
     packed = {"cu_seqlens": edges, "cu_seqlens_k": edges}
-    found = sparse.lightning_indexer(*inputs.values(), 20, causal=True, impl="reference", **packed)
+    found = sparse.lightning_indexer(*positions_first(inputs), 20, causal=True, impl="reference", **packed)
     first = edges[torch.searchsorted(edges, torch.arange(N), right=True) - 1]
     found = torch.where(found < 0, -1, found + first[:, None])  # it counts from the start of a document
     mine = read(f"{DSA} & document(ids)", **inputs, ids=edges)
@@ -60,7 +66,7 @@ def test_attention_gym_lightning_indexer_of_packed_documents() -> None:
 def test_flash_linear_attention_dsa_indexer() -> None:
     naive = pytest.importorskip("fla.ops.dsa.naive")
     inputs = indexer_inputs()
-    found = naive.naive_dsa_indexer(*inputs.values(), topk=20, activation="relu")
+    found = naive.naive_dsa_indexer(*positions_first(inputs), topk=20, activation="relu")
     assert torch.equal(read(DSA, **inputs)[:, 0], listed(found, N))
 
 
@@ -76,9 +82,9 @@ def test_transformers_deepseek_v32_indexer() -> None:
     found = indexer(hidden, low, still, causal, torch.arange(N)[None])
     with torch.no_grad():
         inputs = {
-            "indexer_q": indexer.wq_b(low).view(B, N, HEADS, DIM),
-            "indexer_k": indexer.k_norm(indexer.wk(hidden)),
-            "indexer_w": indexer.weights_proj(hidden),
+            "indexer_q": indexer.wq_b(low).view(B, N, HEADS, DIM).transpose(1, 2),
+            "indexer_k": indexer.k_norm(indexer.wk(hidden))[:, None],
+            "indexer_w": indexer.weights_proj(hidden).transpose(1, 2),
         }
     assert torch.equal(read(DSA, **inputs)[:, 0], listed(found, N) & causal)
 

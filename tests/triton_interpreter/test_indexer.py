@@ -32,10 +32,10 @@ def wanted(queries, keys, weights, last=None):
     """The equation in float64, all products at once."""
     batch = max(t.shape[0] for t in (queries, keys, weights))
     queries, keys, weights = (t.double().expand(batch, *t.shape[1:]) for t in (queries, keys, weights))
-    scores = torch.einsum("brh,brhn->brn", weights, torch.einsum("brhd,bnd->brhn", queries, keys).relu())
+    scores = torch.einsum("bhr,bhrn->brn", weights, torch.einsum("bhrd,bknd->bhrn", queries, keys).relu())[:, None]
     if last is None:
         return scores
-    rows, n = scores.shape[1:]
+    rows, n = scores.shape[2:]
     return scores.masked_fill(torch.arange(n)[None, :] > last + torch.arange(rows)[:, None], -torch.inf)
 
 
@@ -80,7 +80,7 @@ def laid(t, layout):
 
 def random_inputs(batches=(1, 1, 1), rows=5, n=70, heads=3, dim=20, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = (batches[0], rows, heads, dim), (batches[1], n, dim), (batches[2], rows, heads)
+    shapes = (batches[0], heads, rows, dim), (batches[1], 1, n, dim), (batches[2], heads, rows)
     queries, keys, weights = (torch.randn(shape, generator=generator) for shape in shapes)
     weights[weights.abs() < 0.1] = 0
     return queries.to(dtype), keys.to(dtype), weights
@@ -152,21 +152,21 @@ def test_what_a_row_does_not_look_at_is_the_same_in_all_tiles():
             tiled(patch, tile)
             for last in (0, 17, 170):
                 hidden = torch.arange(200)[None, :] > last + torch.arange(30)[:, None]
-                assert torch.equal(triton_indexer.indexed(*inputs, last).isneginf()[0], hidden)
-                torch.testing.assert_close(check(*inputs, last)[0][~hidden], whole[0][~hidden])
+                assert torch.equal(triton_indexer.indexed(*inputs, last).isneginf()[0, 0], hidden)
+                torch.testing.assert_close(check(*inputs, last)[0, 0][~hidden], whole[0, 0][~hidden])
 
 
 def test_nan_stays_where_it_is():
     queries, keys, weights = random_inputs(rows=6, n=80)
-    keys[0, 50], queries[0, 2, 1] = torch.nan, torch.nan
+    keys[0, 0, 50], queries[0, 1, 2] = torch.nan, torch.nan
     bad = torch.zeros(6, 80, dtype=torch.bool)
     bad[:, 50], bad[2] = True, True
-    assert torch.equal(triton_indexer.indexed(queries, keys, weights)[0].isnan(), bad)
+    assert torch.equal(triton_indexer.indexed(queries, keys, weights)[0, 0].isnan(), bad)
     bad[:, 10:] = False
-    assert torch.equal(triton_indexer.indexed(queries, keys[:, :10], weights)[0].isnan(), bad[:, :10])
-    assert bool(triton_indexer.indexed(queries, keys, weights, 0)[0, :, 6:].isneginf().all())
+    assert torch.equal(triton_indexer.indexed(queries, keys[:, :, :10], weights)[0, 0].isnan(), bad[:, :10])
+    assert bool(triton_indexer.indexed(queries, keys, weights, 0)[0, 0, :, 6:].isneginf().all())
 
 
 @pytest.mark.parametrize(("rows", "n"), [(0, 5), (5, 0), (0, 0)])
 def test_nothing_to_score(rows, n):
-    assert triton_indexer.indexed(*random_inputs(rows=rows, n=n)).shape == (1, rows, n)
+    assert triton_indexer.indexed(*random_inputs(rows=rows, n=n)).shape == (1, 1, rows, n)
