@@ -118,7 +118,7 @@ class TritonBackend:
         parts = [
             f"{header(plan, self.name)}\n\n{IMPORTS}{self.imports}\n" + "\n".join(constants),
             verbatim("patternc.runtime", "support.py"),
-            *selecting(plan, ("triton_picks.py", "triton_indexer.py")),
+            *selecting(plan, ("triton_picks.py", "triton_indexer.py", "triton_importance.py")),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
             *(verbatim("patternc.backends", name) for name in self.kernels),

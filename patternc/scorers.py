@@ -53,6 +53,8 @@ class Sight:
     inputs: Mapping[str, Any]
     last: int | None = None
     """The position of the first query, where no query is asked for scores of keys after its own position."""
+    together: bool = False
+    """Whether all query heads of a key head pick alike, so that the sum of their scores is all that is asked for."""
 
     def rows(self, start: int, stop: int) -> Any:
         """Queries start to stop, in the precision of scores."""
@@ -339,28 +341,18 @@ class Compressed:
         return batch, heads
 
     def rows(self, sight: Sight) -> Rows:
-        xp, scale = sight.xp, sight.scale
         (batch, shared, n, dim), n_q = sight.keys.shape, sight.queries.shape[2]
         count, apart = self._count(n), self.length // self.stride
         if self.keys is None:
-            units = block_means(xp, wide(sight.keys)[:, :, : n // self.stride * self.stride], self.stride)
+            units = block_means(sight.xp, wide(sight.keys)[:, :, : n // self.stride * self.stride], self.stride)
             keys: Any = sum(units[:, :, i : i + count] for i in range(apart)) / apart
         else:
-            keys = wide(sight.given(self.keys, sight.inputs[self.keys], batch, shared, count, dim))
-        ends = xp.arange(count, device=sight.keys.device) * self.stride + self.length - 1
-        blocks, steps = -(-n // self.block), self.block // self.stride
+            keys = sight.given(self.keys, sight.inputs[self.keys], batch, shared, count, dim)
+        sizes = self.length, self.stride, self.block, -(-n // self.block)
 
         def rows(start: int, stop: int) -> Any:
-            at = xp.arange(n - n_q + start, n - n_q + stop, device=sight.keys.device)
-            p = shares(xp, products(sight.rows(start, stop), keys) * scale, ends <= at[:, None])
-
-            def nothing(width: int) -> Any:
-                return xp.zeros((*p.shape[:-1], width), dtype=p.dtype, device=p.device)
-
-            # Compressed key i stands for steps i to i + apart - 1, so a step is worth those of the apart keys up to its own.
-            padded = xp.concatenate([nothing(apart - 1), p, nothing(blocks * steps - count)], -1)
-            worth: Any = sum(padded[..., i : i + blocks * steps] for i in range(apart))
-            return worth.reshape(*p.shape[:-1], blocks, steps).sum(-1)
+            queries = sight.queries[:, :, start:stop]
+            return importance(sight.xp, queries, keys, sight.scale, n - n_q + start, sizes, sight.together)
 
         return rows
 
@@ -419,6 +411,31 @@ def shared(scores: Any, share: str, heads: int, key_heads: int) -> Any:
     if of % groups:
         scores = scores[:, [head * of // heads for head in range(heads)]]
     return scores.reshape(batch, groups, -1, rows, width).sum(2)
+
+
+def importance(
+    xp: Any, queries: Any, keys: Any, scale: float, first: int, sizes: tuple[int, int, int, int], together: bool
+) -> Any:
+    """How much attention key blocks get from queries (b, h, rows, d) that attend to compressed keys (b or 1, h_kv, count, d).
+
+    The first query is at position ``first``; sizes: a compressed key's length and stride, and a block's size and their number.
+    Returns (b, h, rows, blocks), or with ``together`` the sums over the heads of each key head, (b, h_kv, rows, blocks).
+    """
+    length, stride, block, blocks = sizes
+    count, apart, steps = keys.shape[2], length // stride, block // stride
+    at = xp.arange(first, first + queries.shape[2], device=queries.device)
+    ends = xp.arange(count, device=queries.device) * stride + length - 1
+    p = shares(xp, products(wide(queries), wide(keys)) * scale, ends <= at[:, None])
+    if together:
+        p = p.reshape(p.shape[0], keys.shape[1], -1, *p.shape[2:]).sum(2)
+
+    def nothing(width: int) -> Any:
+        return xp.zeros((*p.shape[:-1], width), dtype=p.dtype, device=p.device)
+
+    # Compressed key i stands for steps i to i + apart - 1, so a step is worth those of the apart keys up to its own.
+    padded = xp.concatenate([nothing(apart - 1), p, nothing(blocks * steps - count)], -1)
+    worth: Any = sum(padded[..., i : i + blocks * steps] for i in range(apart))
+    return worth.reshape(*p.shape[:-1], blocks, steps).sum(-1)
 
 
 def indexed(queries: Any, keys: Any, weights: Any, last: int | None = None) -> Any:  # noqa: ARG001

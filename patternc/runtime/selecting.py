@@ -87,7 +87,7 @@ def select(scope, sight, choices, allowed, held, per_head, width, memory=1 << 26
     if 0 in (*axes, batch, n_q, width):
         return torch.empty((*axes, n_q, width), dtype=torch.int32, device=device)
     scope = Scope(n, scope.batch[: axes[0]], scope.head[: axes[1]], scope.inputs)  # what does not differ is asked once
-    scored = [scorer.rows(sight) for scorer, *_ in choices]
+    scored = [scorer.rows(replace(sight, together=share != "head")) for scorer, _, _, share, _ in choices]
     chunk = max(1, memory // (n * most_scores([scorer for scorer, *_ in choices], scope.inputs, batch, heads)))
     keys = torch.arange(n, device=device)[None, :]
     parts = []
@@ -130,7 +130,7 @@ def select_blocks(scope, sight, choice, allowed, held, width, blocks, memory=1 <
     if 0 in (*axes, batch, n_q, width):
         return torch.empty((*axes, n_q, width), dtype=torch.int32, device=device)
     scope = Scope(n, scope.batch[: axes[0]], scope.head[:1], scope.inputs)
-    scored, keys = scorer.rows(sight), torch.arange(n, device=device)[None, :]
+    scored, keys = scorer.rows(replace(sight, together=share != "head")), torch.arange(n, device=device)[None, :]
     each = torch.arange(count, device=device)[None, :]
     every = scorer.finite and count <= k
     wide = n if blocks is None or (scorer.span == 1 and not every) else count

@@ -232,6 +232,33 @@ def test_segments_that_some_tiles_skip(head_dim, monkeypatch):
     check(compiled(module, example, "forward", 90), 90, allowed=lambda one: SPILLED_BY_MASKS)
 
 
+@pytest.mark.parametrize("arch", TARGETS)
+def test_scores_and_ranking(arch, monkeypatch):
+    """What selects keys: the indexer's scores, the importance of blocks through compressed keys, and the best of a row."""
+    global WANTED
+    from patternc.backends import triton_importance, triton_indexer, triton_picks
+
+    WANTED, DRIVER.device, generation = re.compile(r"\w+_kernel"), arch, generation_of(arch)
+    blocks, tiles = triton_indexer.indexed_blocks, triton_importance.importance_tiles
+    monkeypatch.setattr(triton_indexer, "indexed_blocks", lambda *case: blocks(*case[:-1], generation))
+    monkeypatch.setattr(triton_importance, "importance_tiles", lambda *case: tiles(*case[:-1], generation))
+    FOUND.clear()
+
+    def zeros(*shape, dtype=torch.bfloat16):
+        return torch.zeros(shape, dtype=dtype)
+
+    triton_indexer.indexed(zeros(1, 64, 256, 128), zeros(1, 1, LENGTH, 128), zeros(1, 64, 256))
+    for keys in (zeros(1, 2, 63, 128), zeros(1, 2, 63, 128, dtype=torch.float32)):
+        triton_importance.importance(torch, zeros(1, 8, 256, 128), keys, 0.1, LENGTH - 256, (32, 16, 64, 16), True)
+    triton_picks.ranked(zeros(1, 1, 9, 1 << 16, dtype=torch.float32), None, None, None, 2048, 2048)
+    names = ["indexed_kernel", *["norms_kernel", "importance_kernel"] * 2, "picks_kernel"]
+    assert [one.name for one in FOUND] == names
+    for one in FOUND:
+        assert one.kernel.metadata.shared <= SHARED_LIMIT[arch], one.name
+        assert one.spilled <= 32, f"{one.name} spills {one.spilled} bytes"
+        assert arch != 90 or one.name == "picks_kernel" or "wgmma.mma_async" in one.kernel.asm["ptx"], one.name
+
+
 LISTING = """
 .L_x_1:
     /*0000*/ UMOV UR4, 0x1 ;
