@@ -128,7 +128,7 @@ class TritonBackend:
             *(part for program in (*forwards, *(queries if plan.query_tile else ()), *keys) for part in listings(program)),
             *packings([*forwards, *queries]),
             *draws,
-            *(program.source() for program in (*forwards, *queries, *keys)),
+            *(one.source() for program in (*forwards, *queries, *keys) for one in program.variants()),
             forward(forwards),
             backward(queries, keys),
         ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from textwrap import indent
 
-from patternc.lower.plan import Draws, Gather, Listed, Picked, Walk
-from patternc.scalar import FALSE, Scalar, Var, variables
+from patternc.lower.plan import FEW_HEADS, Draws, Gather, Listed, Picked, Walk
+from patternc.scalar import FALSE, Scalar, variables
 from patternc.terms import Document, Layout
 
+from .picked_program import PickedQueries
 from .printer import python
 from .triton_program import Forward, Keys, Program, Queries
 
@@ -84,32 +86,52 @@ def forward(programs: list[Forward]) -> str:
         "strides_of = *q.stride(), *k.stride(), *v.stride()",
         "case, at = (q.device, q.dtype, q.shape, k.shape, v.shape, strides_of), 0",
     ]
-    for program in programs:
-        group = program.group
-        lines, arguments = _arguments(program)
-        body += lines
-        target, lse = "out", "lse"
-        if group.share:
-            lines, shape = _share(program, "heads", "rows", "columns")
-            target, lse = f"left_{program.index}", f"left_{program.index}_lse"
-            body += [
-                *lines,
-                f"{target} = torch.empty({shape}, value_dim, dtype=torch.float32, device=q.device)",
-                f"{lse} = torch.empty({shape}, dtype=torch.float32, device=q.device)",
-            ]
-        elif not group.last:
-            target = "prior"
-            if not group.chained:
-                body.append("prior = torch.empty(batch, heads, n_q, value_dim, dtype=torch.float32, device=q.device)")
-        prior = "prior" if group.chained else "out"
-        lines, packs = _packs(program)
-        body += lines
-        taken = _taken(program, ("", "_lse")) + packs
-        body += _launch(program, f"{_views(program, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}", arguments)
-        if group.share:
-            body.append(f"{target}, {lse} = merged({target}, {lse})")
-        body.append(f"at += {len(group.selections)}")
+    body += [line for program in programs for line in _pass(program, _output, "out", "")]
     return "def forward(q, k, v, inputs, chosen, scale):\n" + indent("\n".join([*body, "return out, lse"]), "    ")
+
+
+def _pass(program: Program, lines_of: Callable[[Program], list[str]], target: str, finish: str) -> list[str]:
+    """A pass, by the kernel that suits its lists. ``finish`` makes the ``target`` of what the kernel by blocks leaves."""
+    lines, grouped, group = lines_of(program), program.grouped, program.group
+    if grouped:
+        every = [(0, 1)] if len(group.heads) == group.period else [(head, group.period) for head in group.heads]
+        other = [
+            *(lines_of(grouped.start) if grouped.start else []),
+            *lines_of(grouped),
+            *(f"{target}[:, {first}::{step}] = prior[:, {first}::{step}]{finish}" for first, step in every),
+        ]
+        lines = [f"if members < {FEW_HEADS}:", *_within(other), "else:", *_within(lines)]
+    return [*_lists(program), *lines, f"at += {len(group.selections)}"]
+
+
+def _within(lines: list[str]) -> list[str]:
+    return ["    " + line for line in lines]
+
+
+def _output(program: Program) -> list[str]:
+    group = program.group
+    body, arguments = _arguments(program)
+    target, lse = "out", "lse"
+    if group.share:
+        lines, shape = _share(program, "heads", "rows", "columns")
+        target, lse = f"left_{program.index}", f"left_{program.index}_lse"
+        body += [
+            *lines,
+            f"{target} = torch.empty({shape}, value_dim, dtype=torch.float32, device=q.device)",
+            f"{lse} = torch.empty({shape}, dtype=torch.float32, device=q.device)",
+        ]
+    elif not group.last:
+        target = "prior"
+        if not group.chained:
+            body.append("prior = torch.empty(batch, heads, n_q, value_dim, dtype=torch.float32, device=q.device)")
+    prior = "prior" if group.chained else "out"
+    lines, packs = _packs(program)
+    body += lines
+    taken = _taken(program, ("", "_lse")) + packs
+    body += _launch(program, f"{_views(program, 'kv')}q, k, v, {target}, {prior}, {lse}, {taken}{arguments}", arguments)
+    if group.share:
+        body.append(f"{target}, {lse} = merged({target}, {lse})")
+    return body
 
 
 def backward(queries: list[Queries], keys: list[Keys]) -> str:
@@ -130,7 +152,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
         "strides_of = *q.stride(), *k.stride(), *v.stride(), *grad.stride()",
         "case, at = (q.device, q.dtype, q.shape, k.shape, v.shape, strides_of, *map(kind, (out, lse, grad_lse))), 0",
     ]
-    body += [line for program in queries for line in _queries(program)]
+    body += [line for program in queries for line in _pass(program, _queries, "dq", ".mul_(scale)")]
     body += [
         "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
         "tiles = -(-n // rows)",
@@ -145,7 +167,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
     return f"{name}\n" + indent("\n".join(body), "    ")
 
 
-def _queries(program: Queries) -> list[str]:
+def _queries(program: Program) -> list[str]:
     group = program.group
     body, arguments = _arguments(program)
     target = "dq"
@@ -161,7 +183,7 @@ def _queries(program: Queries) -> list[str]:
     lines, packs = _packs(program)
     body += lines
     taken = _taken(program, ("",)) + packs
-    if group.picked:
+    if isinstance(program, PickedQueries):
         tag, allowed = _tag(program), "members >= 16 and not torch.are_deterministic_algorithms_enabled()"
         body += [
             f"adds = {allowed if _one_by_one(program) else 'False'}",
@@ -172,12 +194,13 @@ def _queries(program: Queries) -> list[str]:
     body += _launch(program, given, arguments)
     if group.share:
         body.append(f"{target} = summed({target})")
-    return [*body, f"at += {len(group.selections)}"]
+    return body
 
 
 def _key_pass(program: Keys) -> list[str]:
     group = program.group
     body, arguments = _arguments(program)
+    body = [*_lists(program), *body]
     targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
     if group.share:
         lines, shape = _share(program, "k.shape[1]", "rows", "columns")
@@ -227,17 +250,13 @@ def _one_by_one(program: Program) -> bool:
 
 def _views(program: Program, tensors: str) -> str:
     """Views of the tensors whose tiles a pass walks, for the copy engine."""
-    group = program.group
-    walks = [phase.view for phase in group.phases if isinstance(phase, Walk)]
-    walked = any(view.key == Var("u") or view.stride > 1 for view in walks) or any(
-        isinstance(phase, Listed) for phase in group.phases
-    )
-    if not walked and not program.always_copied:
+    if not program.neighbours and not program.always_copied:
         return "None, None, "
+    stride, (blocks, _, columns) = program.group.stride, program.sizes
     names = {"q": "q", "k": "k", "v": "v", "g": "grad"}
-    some = "generation" if "k" in tensors or group.stride == 1 else "generation * (n_q == n)"
-    wide = {"q": "blocks[2]", "k": "blocks[2]", "v": "blocks[3]", "g": "blocks[3]"}
-    return "".join(f"{program.described}({names[t]}, {group.stride}, columns, {wide[t]}, {some}), " for t in tensors)
+    some = "generation" if "k" in tensors or stride == 1 else "generation * (n_q == n)"
+    wide = {"q": f"{blocks}[2]", "k": f"{blocks}[2]", "v": f"{blocks}[3]", "g": f"{blocks}[3]"}
+    return "".join(f"{program.described}({names[t]}, {stride}, {columns}, {wide[t]}, {some}), " for t in tensors)
 
 
 def _sizes(options: str, tile: str) -> list[str]:
@@ -340,8 +359,8 @@ def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[s
             lines += ["count = heads", *call]
         else:
             count = f"count = sum({first} <= h % {group.period} < {first + run} for h in range(heads))"
-            lines += [count, "if count:", *("    " + line for line in call)]
-    return lines
+            lines += [count, "if count:", *_within(call)]
+    return [*program.repeated, *_within(lines)] if program.repeated else lines
 
 
 def _arguments(program: Program) -> tuple[list[str], str]:
@@ -379,6 +398,10 @@ def _arguments(program: Program) -> tuple[list[str], str]:
             case Picked(unit=unit) if isinstance(program, Keys):
                 lines.append(f"order_{i}, begin_{i}, count_{i} = turned(sets_of(keys_{i}, heads, members), -(-n // {unit}))")
                 arguments += [f"order_{i}", f"begin_{i}", f"count_{i}", f"*strides(count_{i})[:2]"]
+            case Picked() if program.repeated:
+                lines.append(f"keys_{i} = sets_of(keys_{i}, heads, members)")
+                of_each = [f"{what}_{i}, *strides({what}_{i})[:2]" for what in ("count", "block")]
+                arguments += [f"order_{i}", f"begin_{i}", f"before_{i}", *of_each]
             case Picked():
                 lines += [
                     f"keys_{i} = sets_of(keys_{i}, heads, members)",
@@ -388,17 +411,25 @@ def _arguments(program: Program) -> tuple[list[str], str]:
     return lines, "".join(f"{argument}, " for argument in arguments)
 
 
-def _sets(program: Program) -> list[str]:
-    """The lists that a pass walks, how many heads share each, and the sizes of its tiles."""
+def _lists(program: Program) -> list[str]:
+    """The lists that a pass walks, and how many heads share each."""
     picked = [(i, phase) for i, phase in enumerate(program.group.phases) if isinstance(phase, Picked)]
     if not picked:
         return []
     shared = " and ".join(f"keys_{i}.shape[1] <= k.shape[1]" for i, phase in picked if not phase.shared)
-    keys, unit = isinstance(program, Keys), picked[0][1].unit
-    made = f"{unit if keys else 'members'}, q.dtype.itemsize, blocks, {program.kind!r}, generation{'' if keys else ', same'}"
-    lines = [f"keys_{i} = chosen[at + {phase.selection}]" for i, phase in picked]
-    lines.append(f"members = {f'sharing if {shared} else 1' if shared else 'sharing'}")
-    if not keys:
-        lines.append("same = is_same(k, v, blocks)")
-    lines.append(f"own_blocks, rest, own_rows, own_columns, own_options = picked_setting({made})")
-    return lines
+    return [
+        *(f"keys_{i} = chosen[at + {phase.selection}]" for i, phase in picked),
+        f"members = {f'sharing if {shared} else 1' if shared else 'sharing'}",
+    ]
+
+
+def _sets(program: Program) -> list[str]:
+    """The sizes of the tiles of a pass over lists."""
+    if not program.group.picked:
+        return []
+    same = "" if isinstance(program, Keys) else ", same"
+    made = f"{program.rows_for}, q.dtype.itemsize, blocks, {program.kind!r}, generation{same}"
+    return [
+        *(["same = is_same(k, v, blocks)"] if same else []),
+        f"own_blocks, rest, own_rows, own_columns, own_options = picked_setting({made})",
+    ]

@@ -299,6 +299,19 @@ def sets_of(lists, heads, members):
     return lists if of == 1 else lists[:, :: of // sets] if of >= sets else lists.repeat_interleave(sets // of, 1)
 
 
+def by_block(lists, blocks, members, rows):
+    """Lists (b, h, n_q, 1) as `turned`; then, of tiles of ``rows`` of the heads that share a list, of queries of one block:
+
+    the block of each tile (b, h, tiles), ``blocks`` for those past the last, and how many tiles there are before each block.
+    """
+    order, begin, count = turned(lists, blocks)
+    tiles = (count * members + rows - 1) // rows
+    end = tiles.cumsum(-1, dtype=torch.int32)
+    most = -(-lists.shape[2] * members // rows) + blocks
+    each = torch.arange(most, dtype=torch.int32, device=lists.device).expand(*count.shape[:2], most).contiguous()
+    return order, begin, count, torch.searchsorted(end, each, right=True, out_int32=True), end - tiles
+
+
 def is_same(k, v, blocks):
     """Whether values are the first dims of the keys themselves, so that a tile of keys is one of values too."""
     head_dim, value_dim, padded, wide = blocks
@@ -310,7 +323,8 @@ def is_same(k, v, blocks):
 def picked_setting(size, itemsize, blocks, kind, generation, same=False):
     """The head dims padded in two parts, the second of them, a tile's rows and columns, and what launches are told.
 
-    ``size`` heads share a list, or for the gradients of keys so many are in a block. Measured on an H200.
+    ``size`` heads share a list, or for the gradients of keys so many are in a block. Measured on an H200, but for what takes
+    queries by ``blocks``: that only compiles without spills there.
     """
     head_dim, value_dim, padded, wide = blocks
     main, rest = padded // 2, max(16, triton.next_power_of_2(max(1, head_dim - padded // 2)))
@@ -321,6 +335,8 @@ def picked_setting(size, itemsize, blocks, kind, generation, same=False):
     columns = 64 if widest <= 256 else 32 if widest <= 1024 else 16
     if same and kind == "picked" and columns == 32 and generation == 9:
         columns = 64
+    elif kind.startswith("blocks") and generation == 8:
+        columns = min(columns, 32)
     stages = 2 if widest <= 512 or kind == "picked" else 1
     warps = 8 if rows * max(main, wide) > 8192 else 4
     return (head_dim, value_dim, main, wide), rest, rows, columns, {"num_warps": warps, "num_stages": stages}

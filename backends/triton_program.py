@@ -55,6 +55,13 @@ class Program:
         return []
 
     @property
+    def neighbours(self) -> bool:
+        """Whether it loads tiles of neighbours in some view, which the copy engine can do."""
+        phases = self.group.phases
+        views = [phase.view for phase in phases if isinstance(phase, Walk)]
+        return any(view.key == Var("u") or view.stride > 1 for view in views) or any(isinstance(p, Listed) for p in phases)
+
+    @property
     def atoms(self) -> list[tuple[str, Atom]]:
         """The atoms that the kernel itself looks at."""
         used: set[str | int] = set().union(*(variables(phase.mask) for phase in self.group.phases))
@@ -65,6 +72,10 @@ class Program:
     @property
     def listed(self) -> list[tuple[int, Listed]]:
         return [(i, phase) for i, phase in enumerate(self.group.phases) if isinstance(phase, Listed)]
+
+    def variants(self) -> list[Program]:
+        """This kernel, that which may stand for it, and what that one needs."""
+        return [self, *(one for other in (self.grouped, self.start) if other for one in other.variants())]
 
     def source(self) -> str:
         """The kernel."""
@@ -123,8 +134,16 @@ class Program:
     grid, options, own_constants, own_case = "(width, height, 1)", "options", "", ""
     """Host expressions: the grid, what the launch says of warps, and for this kind of kernel alone the constants that it takes
     and what else they depend on."""
+    grouped: Program | None = None
+    """The kernel that does the same for lists that few heads share; the host code looks how many do."""
+    start: Program | None = None
+    """The kernel that leaves what this one goes on from, where no pass before has."""
     launched: tuple[str, str] | None = None
     """Host expressions: how wide and high the grid is, if not a program for each tile of rows and each head."""
+    repeated: tuple[str, ...] = ()
+    """Host code: a loop over launches, as far as to the launch."""
+    rows_for: str | int = ""
+    """Host expression: how many rows belong together, where that decides on the sizes of a tile."""
     sizes = "blocks", "rows", "columns"
     """The host's names of the head dims, as they are and padded, and of the sizes of a tile."""
     own_lengths: tuple[str, ...] = ()

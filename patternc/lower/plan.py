@@ -99,12 +99,20 @@ class Gather:
         return f"gather {self.slots} keys a query, {origin}{where}"
 
 
+LONG_BLOCK, FEW_HEADS = 128, 16
+"""Queries that list one block are brought together where it has so many keys or more, and fewer heads share a list.
+
+Not measured: 16 heads fill a tile without that, and a short block is not worth the traffic of running outputs.
+"""
+
+
 @dataclass(frozen=True)
 class Picked:
     """Keys that a selection lists for each query, as many at a time as a tile has columns; a pass of its own.
 
     The list is of blocks of ``unit`` keys, and ``mask`` says which of theirs are read. Where the list is ``shared`` by the
-    query heads of a key head, those are the rows of a tile; else each head has a tile for itself.
+    query heads of a key head, those are the rows of a tile; else each head has a tile for itself. Where blocks are ``long``
+    and few heads share a list, which is known at run time, the queries that list one block are the rows instead, slot by slot.
     """
 
     selection: int
@@ -113,11 +121,16 @@ class Picked:
     mask: Scalar
     shared: bool
 
+    @property
+    def long(self) -> bool:
+        return self.unit >= LONG_BLOCK
+
     def __str__(self) -> str:
         what = "keys" if self.unit == 1 else f"blocks of {self.unit} keys"
         rows = "the heads that share a key head" if self.shared else "a head"
         where = "" if self.mask == TRUE else f"\n  where {text(self.mask)}"
-        return f"walk the {self.slots} {what} a query of selection {self.selection}, for {rows} at a time{where}"
+        few = f"\n  or for a block at a time, slot by slot, if fewer than {FEW_HEADS} heads share a list" if self.long else ""
+        return f"walk the {self.slots} {what} a query of selection {self.selection}, for {rows} at a time{few}{where}"
 
 
 Phase: TypeAlias = Walk | Listed | Gather | Picked

@@ -108,6 +108,68 @@ def padded(scores, n):
     return torch.nn.functional.pad(scores, (0, 0, n - len(scores), 0)).numpy()
 
 
+def grouped(text, call):
+    """Checks a call; how many heads share a list, for each launch over the queries that list a block."""
+    module = operator.module_of(text, 0, "triton", call.q, call.v)
+    real, seen = module.by_block, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "by_block", lambda *given: seen.append(given[2]) or real(*given))
+        assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=True, **call.inputs)
+    return seen
+
+
+LONG = [
+    ("causal & topk(s, 2, block=128)", {"n": 300}),
+    ("topk(s, 2, block=200) | sinks(3)", {"n": 230, "n_q": 80, "heads": 2}),
+    (
+        "causal & document(ids) & topk(s, 2, block=128)",
+        {"n": 270, "n_q": 40, "batch": 2, "heads": 2, "kv_heads": 1, "head_dim": 48, "value_dim": 16, "dtype": "float16"},
+    ),
+    ("causal & topk(meanpool(128), 2, block=128, force=chunk(128))", {"n": 300, "n_q": 100, "heads": 2, "dtype": "float16"}),
+    ("causal & ~window(150) & topk(scores, 2, block=128, share=group)", {"n": 290, "n_q": 180, "heads": 2, "kv_heads": 1}),
+    (
+        "heads((causal & topk(s, 1, block=128)) + causal + (causal & (window(9) | topk(t, 1, block=128))))",
+        {"n": 260, "n_q": 70, "heads": 4, "kv_heads": 2, "head_dim": 48, "value_dim": 16},
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "shape"), LONG, ids=[text for text, _ in LONG])
+def test_queries_by_block(text, shape):
+    call = random_call(text, **shape)
+    module = operator.module_of(text, 0, "triton", call.q, call.v)
+    slots = sum(lists.shape[3] for lists in module.selections(call.q, call.k, call.inputs))
+    assert grouped(text, call) == [2 if "group" in text else 1] * 2 * slots  # for the output and for the gradient of q
+
+
+@pytest.mark.parametrize(("kv_heads", "of", "members"), [(2, 4, 1), (2, 2, 2), (2, 1, 2), (1, 1, 4)])
+def test_queries_by_block_of_some_heads(kv_heads, of, members):
+    """A list for each head, or for some or all; heads that lie in memory beside each other."""
+    text = "causal & topk(s, 2, block=128)"
+    call = random_call(text, n=270, n_q=40, batch=2, heads=4, kv_heads=kv_heads)
+    apart = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (call.q, call.k, call.v)]
+    scores = {"s": call.inputs["s"][: 2 if of > 1 else 1, :of]}
+    assert grouped(text, type(call)(*apart, scores)) == [members] * 4
+
+
+def test_which_lists_bring_queries_together():
+    """Those of blocks that are long enough, which fewer heads share than a tile has rows."""
+    for text, heads, members in (
+        ("causal & topk(scores, 1, block=128, share=group)", 15, [15] * 2),
+        ("causal & topk(scores, 1, block=128, share=group)", 16, []),
+        ("causal & topk(scores, 1, block=127, share=group)", 2, []),
+        ("causal & (topk(s, 2, block=128) | topk(t, 1, block=128))", 2, []),
+    ):
+        assert grouped(text, random_call(text, n=260, n_q=3, heads=heads, kv_heads=1)) == members, (text, heads)
+
+
+def test_wide_heads_by_block():
+    """Head dims in two parts, and values that are dims of the keys."""
+    text = "causal & topk(s, 2, block=128)"
+    call = random_call(text, n=260, n_q=20, heads=2, kv_heads=1, head_dim=576)
+    assert grouped(text, type(call)(call.q, call.k, call.k[..., :512], call.inputs)) == [1] * 4
+
+
 def test_blocks_are_listed_whole():
     """A list has blocks where the kernel can tell which of their keys to read, and those of single keys otherwise."""
     units = {
