@@ -323,8 +323,8 @@ def is_same(k, v, blocks):
 def picked_setting(size, itemsize, blocks, kind, generation, same=False):
     """The head dims padded in two parts, the second of them, a tile's rows and columns, and what launches are told.
 
-    ``size`` heads share a list, or for the gradients of keys so many are in a block. Measured on an H200, but for what takes
-    queries by ``blocks``: that only compiles without spills there.
+    ``size`` heads share a list, or for the gradients of keys so many are in a block. Measured on an H200, but for the kinds
+    that take queries by block: with those sizes they spill little or nothing.
     """
     head_dim, value_dim, padded, wide = blocks
     main, rest = padded // 2, max(16, triton.next_power_of_2(max(1, head_dim - padded // 2)))

@@ -154,7 +154,9 @@ def call(module, example, *, grads=True):
 def compiled(module, example, kind, arch):
     """The kernels that a call compiles for its output ("forward"), or for its gradients ("gradients")."""
     global WANTED
-    WANTED = re.compile(r"(kernel|picked)_g|merge_kernel" if kind == "forward" else r"(picked_)?(queries|keys)_g")
+    WANTED = re.compile(
+        r"(kernel|picked|blocks)_g|merge_kernel" if kind == "forward" else r"((picked|blocks)_)?(queries|keys)_g"
+    )
     DRIVER.device = arch
     FOUND.clear()
     call(module, example, grads=kind != "forward")
@@ -171,7 +173,7 @@ def kernels_of(name, kind, arch, head_dim=128, dtype="bfloat16", kv_heads=8, n_q
         found = compiled(module, example, kind, arch)
     for one in found:
         if one.name != "merge_kernel":
-            of, index = re.match(r"(?:picked_)?(keys|queries|kernel|picked)?_?g(\d+)", one.name).groups()
+            of, index = re.match(r"(?:(?:picked|blocks)_)?(keys|queries|kernel|picked|blocks)?_?g(\d+)", one.name).groups()
             passes = {"keys": plan.keys, "queries": plan.queries or plan.heads}.get(of, plan.heads)
             phases = passes[int(index)].phases
             one.tiles = any(not isinstance(phase, Gather | Picked) for phase in phases)
@@ -373,8 +375,29 @@ def test_gradients_in_float32(arch):
     check(kernels_of("mistral", "gradients", arch, dtype="float32"), arch, "float32", lambda one: SPILLED_FLOAT32)
 
 
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(64, 8), (96, 2), (128, 8), (256, 8)])
+@pytest.mark.parametrize("arch", TARGETS)
+def test_queries_by_block(head_dim, kv_heads, arch, monkeypatch):
+    """A list of long blocks for each head: a kernel for what its slots go on from, and one that is launched for each."""
+    pattern = pc.parse("causal & topk(s, 3, block=512)")
+    module, _ = loaded(pattern, arch, "bfloat16", head_dim, monkeypatch)
+    example = random_call(pattern, n=LENGTH, heads=8, kv_heads=kv_heads, head_dim=head_dim, dtype="bfloat16")
+    forward = compiled(module, example, "forward", arch)
+    queries = [one for one in compiled(module, example, "gradients", arch) if "keys" not in one.name]
+    assert {one.name for one in forward} == {"kernel_g0", "blocks_g0"}
+    assert {one.name for one in queries} == {"queries_g0", "blocks_queries_g0"}
+    for one in (*forward, *queries):
+        one.tiles = one.name.startswith("blocks")
+    check(forward, arch)
+    check(queries, arch, allowed=lambda one: SPILLED if arch == "gfx942" and head_dim == 256 else 0)
+    assert arch != 90 or not any(one.serialised for one in (*forward, *queries))
+
+
+BY_BLOCK = "causal & topk(meanpool(128), 2, block=128)"
+
+
 @pytest.mark.parametrize(
-    "text", ["local(99) | global([0])", "causal & (chunk(64) | summary(64, 4) | random(3))", "causal & stride(64)"]
+    "text", ["local(99) | global([0])", "causal & (chunk(64) | summary(64, 4) | random(3))", "causal & stride(64)", BY_BLOCK]
 )
 def test_lengths_share_kernels(text, monkeypatch):
     """Neither the length nor the sizes of a batch compile a kernel anew, nor do launches at any length fail."""
