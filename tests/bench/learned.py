@@ -130,6 +130,36 @@ def nsa(n):
     return found
 
 
+def importance(n):
+    """NSA's importance of key blocks for all queries: compressed keys of 32 positions every 16, 64 query and 4 key heads."""
+    module = operator.module_of("nsa_selected", 0, "triton", *[randn(1, 1, 1, 128)] * 2)
+    q, keys, sizes = randn(1, 64, n, 128), randn(1, 4, (n - 32) // 16 + 1, 128), (32, 16, 64, n // 64)
+    found = {}
+    for name, given in (("16-bit keys", keys), ("means", keys.float())):
+        forward = timed(lambda given=given: module.importance(torch, q, given, 128**-0.5, 0, sizes, True))
+        found[name] = {"forward_ms": forward, "products_tflops": 2 * 64 * n * (n // 16) / 2 * 2 * 128 / forward / 1e9}
+    return found
+
+
+def moba(n, heads, kv_heads, grads):
+    """MoBA with 12 blocks of 4,096, from queries and keys to the output (and gradients), by the public call."""
+    q, k, v = randn(1, heads, n, 128), randn(1, kv_heads, n, 128), randn(1, kv_heads, n, 128)
+    attend = pc.compile("moba")
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)] if grads else (q, k, v)
+    out = attend(*leaves)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = attend(*leaves)
+    found = {"forward_ms": timed(lambda: attend(q, k, v), 1), "peak_bytes": torch.cuda.max_memory_allocated() - before}
+    if grads:
+        grad = torch.randn_like(out)
+        found["backward_ms"] = timed(lambda: out.backward(grad, retain_graph=True))
+    for name, which in (("sdpa_flash", SDPBackend.FLASH_ATTENTION), ("sdpa_cudnn", SDPBackend.CUDNN_ATTENTION)):
+        found[name] = noted(dense, which, q, k, v) if grads else None
+    return found
+
+
 def dense(which, q, k, v):
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
     with sdpa_kernel(which):
@@ -167,6 +197,9 @@ ROWS = {
     "selection, 2048 of 131072": (selection, 1024, 131072, 2048),
     "selection, 2048 of 65536": (selection, 1024, 65536, 2048),
     "nsa, n=65536": (nsa, 65536),
+    "nsa importance, n=65536": (importance, 65536),
+    "moba, n=131072": (moba, 131072, 8, 2, True),
+    "moba, n=1048576": (moba, 1 << 20, 8, 2, False),
     "dsa layer, n=32768": (layer, 32768),
 }
 
