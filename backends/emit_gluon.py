@@ -13,7 +13,6 @@ from .emit_triton import TritonBackend, shares
 from .gluon_program import Specialised
 from .triton_program import Forward
 
-DTYPES = ("float16", "bfloat16")
 GENERATION = 9
 
 
@@ -28,6 +27,7 @@ class GluonBackend(TritonBackend):
 
     name = "gluon"
     rank = 30
+    dtypes = ("float16", "bfloat16")
     imports = (
         "from triton.experimental import gluon\n"
         "from triton.experimental.gluon import language as gl\n"
@@ -38,13 +38,11 @@ class GluonBackend(TritonBackend):
     kernels = ("triton_kernel.py", "gluon_kernel.py")
 
     def unsupported(self, request: Request) -> list[str]:
-        reasons = [reason for reason in super().unsupported(request) if "dtype" not in reason]
+        reasons = super().unsupported(request)
         if find_spec("triton") is not None and not _has_gluon():
             reasons.append("this version of triton has no Gluon")
         if request.generation != GENERATION:
             reasons.append(f"it is for NVIDIA GPUs of compute capability {GENERATION}.x")
-        if request.dtype not in DTYPES:
-            reasons.append(f"dtype {request.dtype} is not one of {', '.join(DTYPES)}")
         for what, wide in (("head_dim", request.head_dim), ("value head_dim", request.value_dim)):
             if wide % 8:
                 reasons.append(f"{what} {wide} is not a multiple of 8")

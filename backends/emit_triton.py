@@ -16,7 +16,6 @@ from .picked_program import PickedForward, PickedKeys, PickedQueries
 from .triton_host import backward, forward, listings, packings
 from .triton_program import Forward, Keys, Queries, RetiledQueries, device_draws
 
-DTYPES = ("float16", "bfloat16", "float32")
 MAX_HEAD_DIM, MAX_LISTED_DIM = 256, 1024
 """The widest heads, and those of patterns that only walk lists of keys."""
 
@@ -38,6 +37,7 @@ class TritonBackend:
 
     name = "triton"
     rank = 20
+    dtypes: tuple[str, ...] = ("float16", "bfloat16", "float32")
     differentiable = True
     views = True
     splits = True
@@ -51,8 +51,8 @@ class TritonBackend:
             reasons.append("triton is not installed")
         if request.device != "cuda" and not (interpreted and request.device == "cpu"):
             reasons.append(f"it runs on cuda devices, not {request.device}")
-        if request.dtype not in DTYPES:
-            reasons.append(f"dtype {request.dtype} is not one of {', '.join(DTYPES)}")
+        if request.dtype not in self.dtypes:
+            reasons.append(f"dtype {request.dtype} is not one of {', '.join(self.dtypes)}")
         if interpreted and request.dtype == "bfloat16":
             reasons.append("Triton's interpreter computes bfloat16 wrongly")
         return reasons + _wider(request, MAX_LISTED_DIM)
