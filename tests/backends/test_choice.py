@@ -74,7 +74,7 @@ ELSEWHERE = {
     "a CPU": (
         {"device": "cpu", "generation": 0, "dtype": "float64"},
         "torch",
-        ["it runs on cuda devices, not cpu", GENERATION, "dtype float64 is not one of float16, bfloat16"],
+        ["it runs on cuda devices, not cpu", "dtype float64 is not one of float16, bfloat16", GENERATION],
     ),
 }
 
