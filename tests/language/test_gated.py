@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import patternc as pc
 from patternc.analysis.members import attentions
-from patternc.testing import oracle_mask
+from patternc.testing import oracle_mask, patterns, random_inputs
 
 TEXT = "causal & gated(far=stride(4), near=window(3)) - self"
 
@@ -50,6 +52,25 @@ def test_what_stands_beside_it_goes_to_every_branch(text: str, far: str, near: s
             assert np.array_equal(pattern.mask(9, head, layer=layer), np.logical_or(*masks))
             assert np.array_equal(pattern.mask(9, head, layer=layer), oracle_mask(pattern, 9, head, layer))
             assert union is None or np.array_equal(pattern.mask(9, head), union.mask(9, head))
+
+
+@settings(max_examples=60, deadline=None)
+@given(patterns(max_depth=2, choices=True), patterns(max_depth=2, choices=True), patterns(max_depth=1), st.integers(1, 20))
+def test_any_branches(a: str, b: str, beside: str, n: int) -> None:
+    try:
+        pattern = pc.parse(f"gated(x={a}, y={b}) & ({beside})")
+        wanted = [pc.parse(f"({one}) & ({beside})") for one in (a, b)]
+    except pc.PatternError as error:
+        assert error.code in ("too-complex", "too-many-terms")
+        return
+    assert [pattern.branch(name) for name in pattern.branches] == wanted
+    assert pc.parse(str(pattern)) == pattern
+    inputs = random_inputs(pattern, n)
+    mask = pattern.mask(n, **inputs)
+    assert np.array_equal(mask, oracle_mask(pattern, n, **inputs))
+    parts = [one.mask(n, **{name: inputs[name] for name in one.inputs}) for one in wanted]
+    if not any("topk" in text or "random" in text for text in (a, b)):
+        assert np.array_equal(mask, np.logical_or(*parts))
 
 
 def test_proofs_are_about_what_the_branches_read_together() -> None:
