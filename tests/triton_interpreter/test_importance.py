@@ -75,7 +75,7 @@ def small(patch, tile):
 
 
 @settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,

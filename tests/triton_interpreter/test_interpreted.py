@@ -158,7 +158,7 @@ def test_head_dims(head_dim, value_dim, dtype):
 )
 def test_shared_heads_and_head_mixtures(text, heads, kv_heads):
     """Where heads differ, several groups of them add to one key head."""
-    check(text, n=70, batch=2, heads=heads, kv_heads=kv_heads)
+    check(text, n=30 if "topk" in text else 70, batch=2, heads=heads, kv_heads=kv_heads)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 5])
@@ -199,7 +199,7 @@ def test_conditions_on_the_length(text, n):
 
 
 def test_strides():
-    call = random_call("causal & topk(scores, 5) | sinks(2)", n=30, n_q=20, batch=2, heads=4, kv_heads=2)
+    call = random_call("causal & topk(scores, 5) | sinks(2)", n=20, n_q=11, batch=2, heads=4, kv_heads=2)
     last = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (call.q, call.k, call.v)]
     wide = [torch.stack([t, t * 0 + 7], -1).flatten(-2)[..., ::2] for t in (call.q, call.k, call.v)]
     rows = [torch.stack([t, t * 0 + 7], 3).flatten(2, 3)[:, :, ::2] for t in (call.q, call.k, call.v)]
@@ -255,7 +255,7 @@ def test_one_module_serves_every_length(text):
     call = random_call(text, n=40, heads=2)
     first = module_of(text, call)
     before = [f.cache_info().misses for f in (plan_for, emit_source, kernel, load)]
-    for shape in ({"n": 41}, {"n": 1}, {"n": 200, "n_q": 150, "batch": 2}, {"n": 70, "heads": 6, "kv_heads": 3}):
+    for shape in ({"n": 41}, {"n": 1}, {"n": 130, "n_q": 70, "batch": 2}, {"n": 50, "heads": 6, "kv_heads": 3}):
         call = random_call(text, **shape)
         assert module_of(text, call) is first
         pc.compile(pattern, backend="triton")(*leaves(call), **call.inputs).sum().backward()
@@ -341,7 +341,7 @@ def test_uninitialised_memory_is_not_used():
 
 
 @settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,

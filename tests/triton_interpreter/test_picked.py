@@ -55,7 +55,7 @@ def test_lists_of_some_heads(of_s, of_t):
     generator = torch.Generator().manual_seed(of_s + 4 * of_t)
     s, t = (torch.randint(0, 9, (2, of, 11, 40), generator=generator).float() for of in (of_s, of_t))
     text = "causal & (topk(s, 2, block=8) | topk(t, 1, block=8))"
-    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=True, s=s, t=t)
+    assert_matches_dense(text, call.q, call.k, call.v, backend="triton", grads=of_s != of_t, s=s, t=t)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
