@@ -257,10 +257,10 @@ def branches(node: Expression) -> tuple[str, ...]:
     Raises:
         PatternError: it stands where it would not join whole attentions, or layers have branches of other names.
     """
-    joins = _joins(node)
+    joins = [part for part in walk(node) if isinstance(part, Call) and part.function == GATED]
     whole = list(_whole(node)) if joins else []
     if len(joins) > len(whole):
-        misplaced = next(part for part in _joins(node) if not any(part is one for one in whole))
+        misplaced = next(part for part in joins if not any(part is one for one in whole))
         message = "'gated' joins whole attentions, and this is a part of one"
         hint = "it stands by itself, beside '&' or '|', or in layers(...); heads(...) stands in its branches"
         raise PatternError("gated", message, misplaced.span, hint)
@@ -277,10 +277,6 @@ def branches(node: Expression) -> tuple[str, ...]:
             raise PatternError("gated", message, call.span, "give them the same names, in this order")
         found = names
     return found
-
-
-def _joins(node: Expression) -> list[Call]:
-    return [part for part in walk(node) if isinstance(part, Call) and part.function == GATED]
 
 
 def _whole(node: Expression) -> Iterator[Call]:
