@@ -569,10 +569,11 @@ FLAGSHIP_DEMO = "causal & (window(32) | global([0]) | stride(16) | random(3) | t
 @main.command(short_help="Compile and run it on random numbers.")
 @click.argument("source", metavar="[PATTERN]", default=FLAGSHIP_DEMO)
 @_chosen
+@_branch
 @click.option("--n", type=LENGTH, default=256, show_default=True, help="Sequence length.")
 @_json
 @_reports_errors
-def demo(source: str, chosen: str | None, n: int, as_json: bool) -> None:
+def demo(source: str, chosen: str | None, branch: str | None, n: int, as_json: bool) -> None:
     """Compile a pattern, run it on random numbers and compare it with the reference. Needs torch.
 
     \b
@@ -585,7 +586,7 @@ def demo(source: str, chosen: str | None, n: int, as_json: bool) -> None:
     except ImportError as error:
         hint = "pip install 'patternc[kernels]'" if error.name in ("torch", "triton") else None
         raise _Failure("no-runtime", f"the demo is not available here: {error}", hint) from None
-    result = run_demo(_load_one(source, chosen), n=n)
+    result = run_demo(_load_one(source, chosen, branch), n=n)
     if as_json:
         _print_json(result.to_json())
     else:

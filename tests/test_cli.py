@@ -338,6 +338,39 @@ def test_plans_are_those_of_distinct_layers() -> None:
     assert "choices" not in json.loads(run("explain", "gemma3", "--json").stdout)[0]
 
 
+GATED = "causal & gated(far=stride(4), near=window(3))"
+
+
+def test_branches_are_explained_and_planned_apart() -> None:
+    shown = run("explain", GATED, "--plan", COLUMNS="160").stdout
+    assert "branch far: causal & stride(4)" in shown
+    assert "plans of branch near: gluon backend, cuda 9.x" in shown
+    assert json.loads(run("explain", GATED, "--json").stdout)[0]["branches"] == ["far", "near"]
+    assert "B window(3)" in run("show", GATED, "--n", "8").stdout
+
+
+@pytest.mark.parametrize("command", ["explain", "show", "emit", "demo"])
+def test_one_branch(command: str) -> None:
+    assert "causal & window(3)" in run(command, GATED, "--branch", "near", COLUMNS="160").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("emit", GATED), "no branch was chosen"),
+        (("demo", GATED), "no branch was chosen"),
+        (("bench", GATED, "--n", "64", "--device", "cpu"), "no branch was chosen"),
+        (("show", GATED, "--branch", "naer"), "did you mean 'near'?"),
+        (("show", "causal", "--branch", "near"), "gated(...) makes branches"),
+    ],
+)
+def test_a_branch_that_is_missing(arguments: tuple[str, ...], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert "measuring" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "head_dim", "wanted"),
     [("causal", 128, "gluon"), ("causal", 20, "triton"), ("causal & random(3)", 128, "triton"), ("causal", 512, "torch")],

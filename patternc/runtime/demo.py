@@ -58,6 +58,7 @@ def run_demo(pattern: Pattern, n: int = 256) -> Demo:
     """Compile a pattern (its first layer, where they differ) and run it.
 
     Raises:
+        PatternError: the pattern is not one attention.
         ValueError: n is too large to be held against a dense reference.
     """
     if n > _MAX_N:
@@ -69,11 +70,12 @@ def run_demo(pattern: Pattern, n: int = 256) -> Demo:
     q, k, v = (torch.randn(1, heads, n, _HEAD_DIM, generator=generator).to(device) for _ in range(3))
     inputs: dict[str, Any] = {name: t.to(device) for name, t in random_inputs(pattern, n, generator).items()}
     fast, reference = compile_pattern(pattern), compile_pattern(pattern, backend="reference")
+    plan = str(fast.plan)
     out, forward_ms = _timed(lambda: fast(q, k, v, **inputs))
     expected, reference_ms = _timed(lambda: reference(q, k, v, **inputs))
     error = float((out - expected).abs().max())
     chosen = serving(pattern, None, request_of(q, v))
-    return Demo(pattern, n, heads, _HEAD_DIM, device, chosen, str(fast.plan), error, forward_ms, reference_ms)
+    return Demo(pattern, n, heads, _HEAD_DIM, device, chosen, plan, error, forward_ms, reference_ms)
 
 
 def random_inputs(pattern: Pattern, n: int, generator: torch.Generator) -> dict[str, Tensor]:
