@@ -4,24 +4,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_kernel import aligned
+from .triton_kernel import aligned, generation_of, strides
 
 
 @triton.jit
-def seen_from(position, LENGTH: tl.constexpr, STRIDE: tl.constexpr):
-    """How many compressed keys end at a position or before."""
-    return tl.maximum(position + 1 - LENGTH + STRIDE, 0) // STRIDE
+def seen_from(position, count, LENGTH: tl.constexpr, STRIDE: tl.constexpr):
+    """How many of ``count`` compressed keys end at a position or before."""
+    return tl.minimum(tl.maximum(position + 1 - LENGTH + STRIDE, 0) // STRIDE, count)
 
 
 @triton.jit
-def compressed_scores(query, k_ptr, more_ptr, places, given, dims, k_n, factor, DIM: tl.constexpr, MORE: tl.constexpr):
-    """The scores of a tile of compressed keys, in units of log 2; a key is the sum of two tensors where MORE is set."""
-    at = places.to(tl.int64)[:, None] * k_n + dims[None, :]
-    inside = given[:, None] & (dims < DIM)[None, :]
-    scores = tl.dot(query, tl.load(k_ptr + at, mask=inside, other=0.0).T, input_precision="ieee")
-    if MORE:
-        scores = tl.dot(query, tl.load(more_ptr + at, mask=inside, other=0.0).T, scores, input_precision="ieee")
-    return scores * factor
+def vectors_at(ptr, places, given, step, dims, DIM: tl.constexpr):
+    """A tile of vectors (places, dims), ``step`` apart in memory, zero where none is given."""
+    at = places.to(tl.int64)[:, None] * step + dims[None, :]
+    return tl.load(ptr + at, mask=given[:, None] & (dims < DIM)[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["heads", "sharing", "rows", "count", "first"])
@@ -57,19 +53,21 @@ def norms_kernel(
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     batch, head = (tl.program_id(1) // heads).to(tl.int64), (tl.program_id(1) % heads).to(tl.int64)
     row, dims, near = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDE), tl.arange(0, KEYS)
-    q_at = q_ptr + batch * q_b + head * q_h + row.to(tl.int64)[:, None] * q_n + dims[None, :]
-    query = tl.load(q_at, mask=(row < rows)[:, None] & (dims < DIM)[None, :], other=0.0)
+    query = vectors_at(q_ptr + batch * q_b + head * q_h, row, row < rows, q_n, dims, DIM)
     k_ptr += batch * k_b + head // sharing * k_h
     more_ptr += batch * k_b + head // sharing * k_h
-    seen = tl.minimum(seen_from(first + row, LENGTH, STRIDE), count)
-    most = tl.minimum(seen_from(first + tile * ROWS + ROWS - 1, LENGTH, STRIDE), count)
+    seen = seen_from(first + row, count, LENGTH, STRIDE)
+    most = seen_from(first + tile * ROWS + ROWS - 1, count, LENGTH, STRIDE)
     top, total = tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
     strange = tl.zeros([ROWS], tl.int32)
     for start in range(0, most, KEYS):
         places = start + near
-        scores = compressed_scores(
-            query, k_ptr, more_ptr, places, places < count, dims, k_n, scale * 1.4426950408889634, DIM, MORE
-        )
+        key = vectors_at(k_ptr, places, places < count, k_n, dims, DIM)
+        scores = tl.dot(query, key.T, input_precision="ieee")
+        if MORE:  # a key is the sum of two vectors
+            more = vectors_at(more_ptr, places, places < count, k_n, dims, DIM)
+            scores = tl.dot(query, more.T, scores, input_precision="ieee")
+        scores = scores * (scale * 1.4426950408889634)
         sees = places[None, :] < seen[:, None]
         strange = tl.maximum(strange, tl.max((sees & (scores != scores)).to(tl.int32), 1))
         scores = tl.where(sees & (scores == scores), scores, float("-inf"))
@@ -128,21 +126,25 @@ def importance_kernel(
     kv = (group * together // sharing).to(tl.int64)
     k_ptr += batch * k_b + kv * k_h
     more_ptr += batch * k_b + kv * k_h
-    seen = tl.minimum(seen_from(first + row, LENGTH, STRIDE), count)
-    most = tl.minimum(seen_from(first + tile * ROWS + ROWS - 1, LENGTH, STRIDE), count)
+    seen = seen_from(first + row, count, LENGTH, STRIDE)
+    most = seen_from(first + tile * ROWS + ROWS - 1, count, LENGTH, STRIDE)
     found = tl.zeros([ROWS, SLOTS], tl.float32)
     start = block * STEPS - apart + 1
     for at in range(start, tl.minimum(most, start + BLOCKS * STEPS + apart - 1), KEYS):
         places = at + near
+        inside = (places >= 0) & (places < count)
+        sees = inside[None, :] & (places[None, :] < seen[:, None])
+        key = vectors_at(k_ptr, places, inside, k_n, dims, DIM)
+        more = vectors_at(more_ptr, places, inside, k_n, dims, DIM) if MORE else key
         worth = tl.zeros([ROWS, KEYS], tl.float32)
         for turn in tl.range(together):
             head = (group * together + turn).to(tl.int64)
-            q_at = q_ptr + batch * q_b + head * q_h + row.to(tl.int64)[:, None] * q_n + dims[None, :]
-            query = tl.load(q_at, mask=(row < rows)[:, None] & (dims < DIM)[None, :], other=0.0)
+            query = vectors_at(q_ptr + batch * q_b + head * q_h, row, row < rows, q_n, dims, DIM)
             norm = tl.load(norm_ptr + (batch * heads + head) * rows + row, mask=row < rows, other=float("inf"))
-            inside = (places >= 0) & (places < count)
-            scores = compressed_scores(query, k_ptr, more_ptr, places, inside, dims, k_n, scale * 1.4426950408889634, DIM, MORE)
-            sees = inside[None, :] & (places[None, :] < seen[:, None])
+            scores = tl.dot(query, key.T, input_precision="ieee")
+            if MORE:
+                scores = tl.dot(query, more.T, scores, input_precision="ieee")
+            scores = scores * (scale * 1.4426950408889634)
             worth += tl.where(sees, tl.exp2(scores - norm[:, None]), 0.0)
         step = (at - start - apart + 1) + near[:, None]  # the first that a key stands for, counted from those of the blocks
         low = slots[None, :] * STEPS
@@ -185,12 +187,11 @@ def importance(xp, queries, keys, scale, first, sizes, together):  # noqa: ARG00
     out = torch.empty(batch, heads // of, rows, blocks, dtype=torch.float32, device=queries.device)
     if out.numel() == 0:
         return out
-    generation = torch.cuda.get_device_capability(out.device)[0] if out.is_cuda and not torch.version.hip else 0
+    generation = generation_of(out.device)
     wide, tile, width, some, slots = importance_tiles(
         dim, queries.element_size(), length // stride, block // stride, generation
     )
-    steps = [0 if size == 1 else step for t in (queries, high) for size, step in zip(t.shape[:-1], t.stride())]  # noqa: B905
-    given = (*steps, heads, sharing, rows, count, first, float(scale))
+    given = (*strides(queries)[:3], *strides(high)[:3], heads, sharing, rows, count, first, float(scale))
     constants = (length, stride, dim, wide, more is not None, tile, width)
     low = high if more is None else more
     tiles = triton.cdiv(rows, tile)

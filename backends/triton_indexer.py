@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .triton_kernel import aligned
+from .triton_kernel import aligned, generation_of, strides
 
 PROGRAMS = 1024
 """How many programs there are before one is given more than a tile of keys: some for each processor."""
@@ -117,12 +117,10 @@ def indexed(queries, keys, weights, last=None):
     out = torch.empty(batch, 1, rows, n, dtype=torch.float32, device=device)
     if 0 in out.shape:
         return out
-    generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
-    blocks, options = indexed_blocks(heads, dim, queries.element_size(), generation)
+    blocks, options = indexed_blocks(heads, dim, queries.element_size(), generation_of(device))
     rows_of, keys_of = triton.cdiv(rows, blocks[0]), triton.cdiv(n, blocks[1])
     tiles = max(1, min(64, batch * rows_of * keys_of // PROGRAMS))  # of keys, to each program
-    steps = [0 if size == 1 else step for t in (queries, keys) for size, step in zip(t.shape[:-1], t.stride())]  # noqa: B905
-    steps.append(0 if len(weights) == 1 else rows * heads)
+    steps = *strides(queries)[:3], *strides(keys)[:2], strides(weights)[0]
     sizes = rows, n, n if last is None else min(last, n), tiles * blocks[1]
     with torch.cuda.device_of(out):
         grid = rows_of, triton.cdiv(keys_of, tiles), batch

@@ -342,10 +342,15 @@ def picked_setting(size, itemsize, blocks, kind, generation, same=False):
     return (head_dim, value_dim, main, wide), rest, rows, columns, {"num_warps": warps, "num_stages": stages}
 
 
+def generation_of(device):
+    """The major compute capability of an NVIDIA GPU, and 0 for everything else."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
+
+
 @lru_cache(maxsize=64)
 def setting(head_dim, value_dim, itemsize, device, rows, options):
     """The head dims as they are and padded, the GPU's generation, and what ``options`` says of launches."""
-    generation = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" and not torch.version.hip else 0
+    generation = generation_of(device)
     padded = max(16, triton.next_power_of_2(head_dim)), max(16, triton.next_power_of_2(value_dim))
     return (head_dim, value_dim, *padded), generation, options(rows, max(padded), itemsize, generation)
 

@@ -13,16 +13,10 @@ pytest.importorskip("triton")
 from patternc import scorers  # noqa: E402
 from patternc.backends import triton_importance  # noqa: E402 - needs triton
 
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def filled():
-    """Memory that nothing has written holds NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(before)
+pytestmark = [
+    pytest.mark.usefixtures("filled"),
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+]
 
 
 def wanted(queries, keys, scale, first, sizes, groups):

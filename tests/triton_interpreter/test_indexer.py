@@ -16,16 +16,7 @@ TILES = st.sampled_from([None, 9, (1, 16), (2, 32), (4, 16), (8, 64)])
 LAYOUTS = st.sampled_from(["plain", "turned", "apart", "within", "shared"])
 ROOM = 8192
 
-pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def filled():
-    """Memory that nothing has written holds NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(before)
+pytestmark = [pytest.mark.usefixtures("filled"), pytest.mark.filterwarnings("error::RuntimeWarning")]
 
 
 def wanted(queries, keys, weights, last=None):
