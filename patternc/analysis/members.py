@@ -52,13 +52,16 @@ def distinct_layers(pattern: Pattern) -> list[tuple[Pattern, str]]:
 
 def attentions(pattern: Pattern) -> list[tuple[Pattern, str]]:
     """Every attention that is a kernel of its own: a distinct layer, or a branch of it; and in words which one."""
-    found = []
-    for layer, where in distinct_layers(pattern):
-        for name in layer.branches:
-            found.append((layer.branch(name), ", ".join(word for word in (where, f"branch {name}") if word)))
-        if not layer.branches:
-            found.append((layer, where))
-    return found
+    return [
+        (one, ", ".join(word for word in (where, branch) if word))
+        for layer, where in distinct_layers(pattern)
+        for one, branch in by_branch(layer)
+    ]
+
+
+def by_branch(pattern: Pattern) -> list[tuple[Pattern, str]]:
+    """Every branch, and in words which one ("" where the pattern is one attention)."""
+    return [(pattern.branch(name), f"branch {name}") for name in pattern.branches] or [(pattern, "")]
 
 
 def _groups(expression: Expression, mixture: str) -> list[tuple[Expression, list[int]]]:

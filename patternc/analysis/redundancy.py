@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from patternc.analysis.differ import surely_differ
 from patternc.analysis.inclusion import prove_equivalent
+from patternc.analysis.members import by_branch
 from patternc.analysis.verdict import worst
 from patternc.diagnostics import PatternError
 from patternc.language.printer import show
@@ -148,8 +149,8 @@ class _Search:
             with budget(OPERATIONS):
                 if surely_differ(self.rest, shorter):
                     return
-                pairs = zip(_branches(self.rest), _branches(shorter), strict=True)
-                same = worst("the same pairs", (prove_equivalent(one, other) for one, other in pairs))
+                pairs = zip(by_branch(self.rest), by_branch(shorter), strict=True)
+                same = worst("the same pairs", (prove_equivalent(one, other) for (one, _), (other, _) in pairs))
         except (BudgetExceeded, PatternError):
             reason = "was not decided: the exact set computation is over its operation budget"
             self.undecided.append(Operand(operand, operator, reason))
@@ -159,11 +160,6 @@ class _Search:
             self.found.append(Operand(operand, operator, _FAILS[operator]))
         elif same.status == "unknown":
             self.undecided.append(Operand(operand, operator, f"was not decided: {same.reason}"))
-
-
-def _branches(pattern: Pattern) -> list[Pattern]:
-    """The patterns of every branch, or the pattern if it is one attention."""
-    return [pattern.branch(name) for name in pattern.branches] or [pattern]
 
 
 def _operands(node: Expression) -> tuple[Expression, ...]:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from patternc.analysis.held import certain
-from patternc.analysis.members import Member, members
+from patternc.analysis.members import Member, by_branch, members
 from patternc.analysis.verdict import Verdict
 from patternc.language.elaborate import _primitive, condition
 from patternc.language.primitives import PRIMITIVES, Result
@@ -133,11 +133,9 @@ def explain(pattern: Pattern, *, n: int = 4096, head_dim: int = 128) -> Explanat
 
 def _members(pattern: Pattern) -> Iterator[Member]:
     """The members of every branch, or of a pattern that is one attention."""
-    for name in pattern.branches:
-        for member in members(pattern.branch(name)):
-            yield replace(member, label=", ".join(word for word in (f"branch {name}", member.label) if word))
-    if not pattern.branches:
-        yield from members(pattern)
+    for one, branch in by_branch(pattern):
+        for member in members(one):
+            yield replace(member, label=", ".join(word for word in (branch, member.label) if word))
 
 
 def _section(member: Member, n: int, head_dim: int) -> Section:
