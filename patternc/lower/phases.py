@@ -150,11 +150,15 @@ class _Phases:
         return found
 
     def _listed_keys(self, part: Part) -> Picked:
-        """The walk over a selection's list. Whole blocks are listed where the kernel can tell which of their keys to read."""
+        """The walk over a selection's list. Whole blocks are listed where the kernel can tell which of their keys to read.
+
+        Draws and tables of tiles may differ between heads: then each head has a list of its own, of single keys.
+        """
         topks = tuple(choice for choice in part.choices if isinstance(choice, TopK))
-        shared = all(choice.share != "head" for choice in topks) and not part.draws
-        plain = all(isinstance(f, Document) for f in part.filters)
-        unit = topks[0].block if self._blocks and len(part.choices) == 1 and plain else 1
+        named = variables(part.mask) | variables(part.held)
+        alike = all(isinstance(atom, Document) for name, atom in self._atoms.items if name in named)
+        shared = alike and all(choice.share != "head" for choice in topks)
+        unit = topks[0].block if self._blocks and len(part.choices) == 1 and alike else 1
         mask: Scalar = TRUE
         slots, blocks = part.most, None
         if unit > 1:

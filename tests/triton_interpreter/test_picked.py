@@ -104,6 +104,20 @@ def test_values_that_are_dims_of_the_keys(deterministic):
     torch.testing.assert_close(found.double(), torch.autograd.grad(dense, wide, grad.double())[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "causal & (random(3) | topk(scores, 8, share=query))",
+        "causal & document(ids) & (random(3, block=4) | topk(scores, 4, block=8, share=group))",
+        "causal & (layout(table, 16) | topk(scores, 8, share=group))",
+        "(causal & layout(table, 2)) | topk(block_scores3, 4, block=3, share=query, force=sinks(2))",
+    ],
+)
+def test_lists_beside_what_differs_between_heads(text):
+    """Scores may be shared, but what other terms hold may not be: each head then lists what is left for it."""
+    check(text, n=65, n_q=60, heads=4, kv_heads=2, head_dim=16)
+
+
 def padded(scores, n):
     return torch.nn.functional.pad(scores, (0, 0, n - len(scores), 0)).numpy()
 
