@@ -82,6 +82,7 @@ for _symbol, _name in {
     "and": "bitwise_and",
     "or": "bitwise_or",
     "xor": "bitwise_xor",
+    "rshift": "right_shift",
     "lt": "less",
     "le": "less_equal",
     "gt": "greater",
@@ -131,9 +132,12 @@ def store(pointer, value, mask=True):
 class Barrier:
     """An mbarrier: a phase ends when all arrivals and all announced bytes have come."""
 
-    def __init__(self, count, failed):
-        self._count, self._pending, self._bytes, self._phase = count, count, 0, 0
+    def __init__(self, failed):
+        self._bytes, self._phase = 0, 0
         self._changed, self._failed = threading.Condition(), failed
+
+    def start(self, count):
+        self._count = self._pending = count
 
     def arrive(self, count=1, size=0):
         with self._changed:
@@ -158,33 +162,103 @@ class Barrier:
         if not done or self._failed.is_set():
             raise Stuck("a barrier that nobody completes")
 
-
-class Place:
-    """A tile in shared memory; nobody reads one that was never written."""
-
-    def __init__(self):
-        self.tile = None
-
-    def store(self, value):
-        self.tile = Tile(np.array(plain(value)))
-
-    def load(self, _layout):
-        return Tile(self.tile.data.copy())
-
-    def reshape(self, shape):
-        return Tile(self.tile.data.reshape([int(size) for size in shape]))
-
-    dtype = property(lambda self: self.tile.dtype)
+    def give_up(self):
+        with self._changed:
+            self._changed.notify_all()
 
 
-class Ring:
-    """Places in shared memory, or barriers."""
+class Shared:
+    """Tiles in shared memory, which hold NaN until something is written."""
 
-    def __init__(self, places):
-        self._places = places
+    def __init__(self, memory):
+        self.memory = memory
+
+    dtype = property(lambda self: self.memory.dtype)
 
     def index(self, i):
-        return self._places[int(i)]
+        assert 0 <= int(i) < len(self.memory), "a tile that is not there"
+        return Shared(self.memory[int(i)])
+
+    def slice(self, start, size, dim):
+        return Shared(self.memory[(slice(None),) * dim + (slice(start, start + size),)])
+
+    def permute(self, axes):
+        return Shared(self.memory.transpose(axes))
+
+    def reshape(self, shape):
+        return Shared(self.memory.reshape([int(size) for size in shape]))
+
+    def store(self, value):
+        self.memory[...] = plain(value)
+
+    def load(self, _layout):
+        return Tile(self.memory.copy())
+
+
+class Warpgroup(threading.local):
+    """What one warpgroup has begun: copies, which arrive when they must, and products, which read until they are waited for."""
+
+    def __init__(self):
+        self.copies, self.products = [], []
+
+    def copy(self, place, pointer, mask=True):
+        place.store(np.nan)
+        self.copies.append((place, load(pointer, mask)))
+
+    def copied(self, barrier, increment_count):
+        assert not increment_count
+        for place, tile in self.copies:
+            place.store(tile)
+        self.copies.clear()
+        barrier.arrive(128)
+
+    def multiply(self, a, b, acc, *, use_acc=True, is_async=False):
+        read = [(x.memory, x.memory.copy()) for x in (a, b) if isinstance(x, Shared)]
+        if is_async:
+            self.products.append(read)
+        a, b = (x.memory if isinstance(x, Shared) else x.data for x in (a, b))
+        return Tile(a @ b + (acc.data if use_acc else 0))
+
+    def waited(self, left, deps):
+        while len(self.products) > left:
+            for memory, then in self.products.pop(0):
+                assert np.array_equal(memory, then, equal_nan=True), "a tile is overwritten that a product reads"
+        return deps[0] if len(deps) == 1 else tuple(deps)
+
+
+class Block:
+    """A program: its barriers, and its warpgroups."""
+
+    def __init__(self):
+        self._barriers, self._failed = [], threading.Event()
+
+    def allocate(self, element, shape, _layout):
+        shape = [int(size) for size in shape]
+        if element is not np.int64:
+            return Shared(np.full(shape, np.nan, element))
+        barriers = [Barrier(self._failed) for _ in range(shape[0])]
+        self._barriers += barriers
+        return SimpleNamespace(index=lambda i: barriers[int(i)])
+
+    def specialise(self, functions, _warps, _registers):
+        errors: list[BaseException] = []
+
+        def start(function, given):
+            try:
+                function(*given)
+            except BaseException as error:
+                errors.append(error)
+                self._failed.set()
+                for barrier in self._barriers:
+                    barrier.give_up()
+
+        threads = [threading.Thread(target=start, args=one) for one in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise next((error for error in errors if not isinstance(error, Stuck)), errors[0])
 
 
 def copy_by_engine(view, at, barrier, place):
@@ -201,15 +275,6 @@ def copy_by_engine(view, at, barrier, place):
     barrier.came(2 * tile.size)  # kernels count 16-bit elements
 
 
-def multiply(a, b, acc, *, use_acc=True, is_async=False):
-    a = a.tile if isinstance(a, Place) else a
-    return Tile(a.data @ plain(b) + (acc.data if use_acc else 0))
-
-
-def waited(_left, deps):
-    return deps[0] if len(deps) == 1 else tuple(deps)
-
-
 def _reduced(function):
     return lambda x, axis: Tile(function(x.data, axis))
 
@@ -224,6 +289,7 @@ def _elementwise(function):
 
 def names(program, grid):
     """The stand-ins for Triton's and Gluon's names, for one program of a grid."""
+    block, group = Block(), Warpgroup()
     arange = lambda start, end, layout=None: Tile(np.arange(start, end, dtype=np.int32))  # noqa: E731
     filled = lambda shape, value, dtype, layout=None: Tile(np.full(shape, value, dtype))  # noqa: E731
     zeros = lambda shape, dtype, layout=None: Tile(np.zeros(shape, dtype))  # noqa: E731
@@ -246,21 +312,30 @@ def names(program, grid):
         "load": load,
         "store": store,
     }
-    layouts = ("NVMMADistributedLayout", "SliceLayout", "BlockedLayout", "DotOperandLayout")
-    gl = {name: lambda *_: None for name in layouts} | {"convert_layout": lambda x, _: x, "static_range": range}
+    layouts = ("NVMMADistributedLayout", "SliceLayout", "BlockedLayout", "DotOperandLayout", "SwizzledSharedLayout")
+    gl = {name: lambda *_: None for name in layouts} | {
+        "convert_layout": lambda x, _: x,
+        "multiple_of": lambda x, _: x,
+        "static_range": range,
+        "allocate_shared_memory": block.allocate,
+        "warp_specialize": block.specialise,
+    }
     return {
         "tl": SimpleNamespace(**common),
         "gl": SimpleNamespace(**common, **gl),
+        "rows_layout": lambda *_: None,
         "meet": lambda: None,
         "fence_async_shared": lambda: None,
-        "warpgroup_mma": multiply,
-        "warpgroup_mma_wait": waited,
+        "warpgroup_mma": group.multiply,
+        "warpgroup_mma_wait": group.waited,
         "tma": SimpleNamespace(async_copy_global_to_shared=copy_by_engine),
         "async_copy": SimpleNamespace(
-            async_copy_global_to_shared=lambda place, pointer, mask: place.store(load(pointer, mask)),
-            mbarrier_arrive=lambda barrier, increment_count: barrier.arrive(128),
+            async_copy_global_to_shared=group.copy,
+            mbarrier_arrive=group.copied,
         ),
         "mbarrier": SimpleNamespace(
+            MBarrierLayout=lambda: None,
+            init=lambda barrier, count: barrier.start(count),
             wait=lambda barrier, phase: barrier.wait(phase),
             expect=lambda barrier, size: barrier.arrive(1, int(size)),
             arrive=lambda barrier: barrier.arrive(),
@@ -307,7 +382,7 @@ def run(module, kernel, grid, given):
     values = {name: _argument(name, value, kernel) for name, value in arguments.items()}
     for x in range(grid[0]):
         for y in range(grid[1]):
-            _program(module, kernel, (x, y), grid, values)
+            functions(module, (x, y), grid)[kernel.__name__](**values)
 
 
 def _argument(name, value, kernel):
@@ -316,40 +391,3 @@ def _argument(name, value, kernel):
     if isinstance(value, int) and not isinstance(value, bool) and not kernel.params[kernel.arg_names.index(name)].is_constexpr:
         return Tile(np.int64(value) if name.startswith("stride") else np.int32(value))
     return value
-
-
-def _program(module, kernel, program, grid, values):
-    found = functions(module, program, grid)
-    if not kernel.is_gluon():
-        found[kernel.__name__](**values)
-        return
-    rows, ring, ahead, failed = values["ROWS"], values["STAGES"], values["PLACES"], threading.Event()
-    shared = {"q_s": Ring([Place() for _ in range(ahead * rows // 64)])}
-    shared |= {name: Ring([Place() for _ in range(ring)]) for name in ("k_s", "v_s")}
-    for name, size, full in (("q", ahead, 128), ("k", ring, 1), ("v", ring, 1)):
-        shared[f"{name}_full"] = Ring([Barrier(full, failed) for _ in range(size)])
-        shared[f"{name}_empty"] = Ring([Barrier(rows // 64, failed) for _ in range(size)])
-    errors: list[BaseException] = []
-
-    def start(function, given):
-        wanted = function.__code__.co_varnames[: function.__code__.co_argcount]
-        try:
-            function(**{name: value for name, value in given.items() if name in wanted})
-        except BaseException as error:
-            errors.append(error)
-            failed.set()
-            for one in shared.values():
-                for place in one._places:
-                    if isinstance(place, Barrier):
-                        with place._changed:
-                            place._changed.notify_all()
-
-    groups = [(found[f"{kernel.__name__}_copies"], values | shared)]
-    groups += [(found[f"{kernel.__name__}_consumer"], values | shared | {"SLOT": slot}) for slot in range(rows // 64)]
-    threads = [threading.Thread(target=start, args=group) for group in groups]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise next((error for error in errors if not isinstance(error, Stuck)), errors[0])
