@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 
 from patternc.backend import Request
 from patternc.lower.cost import TileCost
-from patternc.lower.plan import Gather, HeadPlan, Plan, Tile
+from patternc.lower.plan import Gather, HeadPlan, Picked, Plan, Tile
+from patternc.scalar import TRUE
 
 from .emit_triton import TritonBackend, shares
-from .gluon_program import Specialised
+from .gluon_program import Latent, Specialised
 from .triton_program import Forward
 
 GENERATION = 9
@@ -35,7 +37,6 @@ class GluonBackend(TritonBackend):
         "    fence_async_shared,\n    mbarrier,\n    tma,\n    warpgroup_mma,\n    warpgroup_mma_wait,\n)\n"
         "from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SharedDescriptor\n"
     )
-    kernels = ("triton_kernel.py", "gluon_kernel.py")
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = super().unsupported(request)
@@ -64,9 +65,18 @@ class GluonBackend(TritonBackend):
         return super().tiles(request)[0].tile
 
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
-        if group.picked or not group.phases:
-            return super().forward(index, group, plan)
-        return Specialised(index, group, plan.tile, shares(plan.heads, index), index)
+        given = index, group, plan.tile, shares(plan.heads, index), index
+        if group.phases and not group.picked:
+            return Specialised(*given)
+        kernel = super().forward(index, group, plan)
+        match group.phases:
+            case (Picked(unit=1, mask=mask),) if mask == TRUE:
+                kernel.instead = Latent(*given)
+        return kernel
+
+    def modules(self, forwards: Sequence[Forward]) -> tuple[str, ...]:
+        latent = ("gluon_latent.py",) if any(isinstance(kernel.instead, Latent) for kernel in forwards) else ()
+        return (*super().modules(forwards), "gluon_kernel.py", *latent)
 
 
 BACKEND = GluonBackend()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from patternc.backend import Request
@@ -42,7 +43,6 @@ class TritonBackend:
     views = True
     splits = True
     imports = ""
-    kernels: tuple[str, ...] = ("triton_kernel.py",)
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = []
@@ -87,6 +87,10 @@ class TritonBackend:
         kind = PickedForward if group.picked else Forward
         return kind(index, group, plan.tile, shares(plan.heads, index), index)
 
+    def modules(self, forwards: Sequence[Forward]) -> tuple[str, ...]:  # noqa: ARG002
+        """The fixed parts of the kernels."""
+        return ("triton_kernel.py",)
+
     def emit(self, plan: Plan) -> str:
         assert plan.key_tile is not None
         names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
@@ -121,7 +125,7 @@ class TritonBackend:
             *selecting(plan, ("triton_picks.py", "triton_indexer.py", "triton_importance.py")),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
-            *(verbatim("patternc.backends", name) for name in self.kernels),
+            *(verbatim("patternc.backends", name) for name in self.modules(forwards)),
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),

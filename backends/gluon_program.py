@@ -15,6 +15,7 @@ from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Tile, W
 from patternc.relation import View
 from patternc.scalar import TRUE, Scalar, Var, op
 
+from .picked_program import PickedForward
 from .printer import triton
 from .triton_program import Forward, kinds
 
@@ -387,3 +388,24 @@ class Specialised(Forward):
             f"    {store}",
             "mbarrier.arrive(q_empty.index(lap % PLACES))",
         ]
+
+
+class Latent(PickedForward):
+    """`PickedForward` for keys whose first dims are the values, by the functions of `gluon_latent.py`."""
+
+    kind = "latent"
+    suits = "fits_latent(members, q, k, v, blocks)"
+    constants = Forward.constants
+    sizes, rows_for, options, own_constants, own_case = ("blocks", "64", "64"), "", "{'num_warps': 4}", "", ""
+    launched = "n_q * -(-members // 64)", PickedForward.launched[1]
+
+    def source(self) -> str:
+        values, unspecialised = self._signature()
+        typed = ", ".join(f"{c}: tl.constexpr" for c in self.constants)
+        given = [
+            *("q_ptr, k_ptr, out_ptr, prior_ptr, lse_ptr", *self._parameters()),
+            *("stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn", "n_q, heads, sharing, scale, members"),
+            *("FIRST, RUN, PERIOD, HEAD_DIM, VALUE_DIM, ROWS, COLUMNS", str(self.group.chained)),
+        ]
+        head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
+        return f"{head}    latent({', '.join(given)})"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from patternc.lower.plan import HeadPlan, Picked, Tile
+from patternc.lower.plan import FEW_HEADS, HeadPlan, Picked, Tile
 from patternc.relation import View
 from patternc.scalar import TRUE
 
@@ -46,7 +46,7 @@ class _ByPicked(Program):
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)
         if self.by_block and any(isinstance(phase, Picked) and phase.long for phase in group.phases):
-            self.grouped = self.by_block(index, group, tile, shares, source)
+            self.instead = self.by_block(index, group, tile, shares, source)
 
     def _tile(self) -> list[str]:
         return [
@@ -147,6 +147,7 @@ class _ByBlock(_ByPicked):
     It goes on from what the slots before have left, and leaves that for the next.
     """
 
+    suits = f"members < {FEW_HEADS}"
     own_case = "same"
     launched = "block_0.shape[2]", "batch * (heads // members)"
     rows_for = 64

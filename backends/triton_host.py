@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from textwrap import indent
 
-from patternc.lower.plan import FEW_HEADS, Draws, Gather, Listed, Picked, Walk
+from patternc.lower.plan import Draws, Gather, Listed, Picked, Walk
 from patternc.scalar import FALSE, Scalar, variables
 from patternc.terms import Document, Layout
 
@@ -91,16 +91,14 @@ def forward(programs: list[Forward]) -> str:
 
 
 def _pass(program: Program, lines_of: Callable[[Program], list[str]], target: str, finish: str) -> list[str]:
-    """A pass, by the kernel that suits its lists. ``finish`` makes the ``target`` of what the kernel by blocks leaves."""
-    lines, grouped, group = lines_of(program), program.grouped, program.group
-    if grouped:
-        every = [(0, 1)] if len(group.heads) == group.period else [(head, group.period) for head in group.heads]
-        other = [
-            *(lines_of(grouped.start) if grouped.start else []),
-            *lines_of(grouped),
-            *(f"{target}[:, {first}::{step}] = prior[:, {first}::{step}]{finish}" for first, step in every),
-        ]
-        lines = [f"if members < {FEW_HEADS}:", *_within(other), "else:", *_within(lines)]
+    """A pass, by the kernel that suits its lists. ``finish`` makes the ``target`` of what one that is repeated leaves."""
+    lines, instead, group = lines_of(program), program.instead, program.group
+    if instead:
+        other = [*(lines_of(instead.start) if instead.start else []), *lines_of(instead)]
+        if instead.repeated:
+            every = [(0, 1)] if len(group.heads) == group.period else [(head, group.period) for head in group.heads]
+            other += [f"{target}[:, {first}::{step}] = prior[:, {first}::{step}]{finish}" for first, step in every]
+        lines = [f"if {instead.suits}:", *_within(other), "else:", *_within(lines)]
     return [*_lists(program), *lines, f"at += {len(group.selections)}"]
 
 
@@ -425,7 +423,7 @@ def _lists(program: Program) -> list[str]:
 
 def _sets(program: Program) -> list[str]:
     """The sizes of the tiles of a pass over lists."""
-    if not program.group.picked:
+    if not program.rows_for:
         return []
     same = "" if isinstance(program, Keys) else ", same"
     made = f"{program.rows_for}, q.dtype.itemsize, blocks, {program.kind!r}, generation{same}"

@@ -75,7 +75,7 @@ class Program:
 
     def variants(self) -> list[Program]:
         """This kernel, that which may stand for it, and what that one needs."""
-        return [self, *(one for other in (self.grouped, self.start) if other for one in other.variants())]
+        return [self, *(one for other in (self.instead, self.start) if other for one in other.variants())]
 
     def source(self) -> str:
         """The kernel."""
@@ -134,8 +134,10 @@ class Program:
     grid, options, own_constants, own_case = "(width, height, 1)", "options", "", ""
     """Host expressions: the grid, what the launch says of warps, and for this kind of kernel alone the constants that it takes
     and what else they depend on."""
-    grouped: Program | None = None
-    """The kernel that does the same for lists that few heads share; the host code looks how many do."""
+    instead: Program | None = None
+    """The kernel that does the same where the host finds that it ``suits``."""
+    suits = ""
+    """Host expression: whether a kernel is to be taken instead of another."""
     start: Program | None = None
     """The kernel that leaves what this one goes on from, where no pass before has."""
     launched: tuple[str, str] | None = None

@@ -10,7 +10,7 @@ import io
 import os
 import re
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -154,7 +154,7 @@ def compiled(module, example, kind, arch):
     """The kernels that a call compiles for its output ("forward"), or for its gradients ("gradients")."""
     global WANTED
     WANTED = re.compile(
-        r"(kernel|picked|blocks)_g|merge_kernel" if kind == "forward" else r"((picked|blocks)_)?(queries|keys)_g"
+        r"(kernel|picked|blocks|latent)_g|merge_kernel" if kind == "forward" else r"((picked|blocks)_)?(queries|keys)_g"
     )
     DRIVER.device = arch
     FOUND.clear()
@@ -394,7 +394,57 @@ def test_queries_by_block(head_dim, kv_heads, arch, monkeypatch):
     assert arch != 90 or not any(one.serialised for one in (*forward, *queries))
 
 
+def keys_of_launches(patch):
+    """The keys under which launches from now on look for a compiled kernel, by its name."""
+    keys: dict[str, set[str]] = {}
+
+    def launch(self, *args, grid, warmup, **options):
+        _, _, _, _, binder = self.device_caches[90]
+        _, specialization, given = binder(*args, **options, debug=False)
+        keys.setdefault(self.__name__, set()).add(compute_cache_key({}, specialization, given))
+
+    patch.setattr(JITFunction, "run", launch)
+    DRIVER.device = 90
+    return keys
+
+
 BY_BLOCK = "causal & topk(meanpool(128), 2, block=128)"
+
+
+def latent(n, n_q, batch, heads, lists=1, dtype="bfloat16"):
+    """Queries, latent keys whose first dims are the values, and scores that all heads share."""
+    sizes = {"n": n, "n_q": n_q, "batch": batch, "dtype": dtype}
+    example = random_call("causal", heads=heads, kv_heads=1, head_dim=576, value_dim=512, **sizes)
+    return replace(example, v=example.k[..., :512], inputs={"s": torch.zeros(lists, 1, n_q, n)})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_latent_attention(dtype, monkeypatch):
+    """The kernel that holds two tiles of keys in nearly all of the shared memory, and no gaps between its products."""
+    module, _ = loaded(pc.parse("causal & topk(s, 300)"), 90, dtype, 576, monkeypatch, "gluon")
+    (one,) = compiled(module, latent(400, 3, 2, 72, dtype=dtype), "forward", 90)
+    assert one.name == "latent_g0"
+    assert not one.serialised
+    assert "wgmma.mma_async" in one.kernel.asm["ptx"]
+    assert "cp.async.cg" in one.kernel.asm["ptx"]  # 16 bytes at a time
+    one.tiles = False
+    check([one], 90)
+
+
+def test_latent_attention_after_other_passes(monkeypatch):
+    """A pass that goes on from another, for some of the heads; only that of the lists is compiled."""
+    text = "heads((causal & topk(s, 300)) + (causal & (window(60) | topk(s, 300))))"
+    module, plan = loaded(pc.parse(text), 90, "bfloat16", 64, monkeypatch, "gluon")
+    names = {f"latent_g{i}" for i, group in enumerate(plan.heads) if group.picked}
+    monkeypatch.setattr(
+        module, "launch", lambda kernel, *rest, own=module.launch: kernel.__name__ in names and own(kernel, *rest)
+    )
+    found = compiled(module, latent(400, 3, 2, 128), "forward", 90)
+    assert len(names) == 2
+    assert {one.name for one in found} == names
+    for one in found:
+        one.tiles = False
+    check(found, 90)
 
 
 @pytest.mark.parametrize(
@@ -403,18 +453,18 @@ BY_BLOCK = "causal & topk(meanpool(128), 2, block=128)"
 def test_lengths_share_kernels(text, monkeypatch):
     """Neither the length nor the sizes of a batch compile a kernel anew, nor do launches at any length fail."""
     module, _ = loaded(pc.parse(text), 90, "bfloat16", 64, monkeypatch)
-    keys: dict[str, set[str]] = {}
-
-    def launch(self, *args, grid, warmup, **options):
-        _, _, _, _, binder = self.device_caches[90]
-        _, specialization, given = binder(*args, **options, debug=False)
-        keys.setdefault(self.__name__, set()).add(compute_cache_key({}, specialization, given))
-
-    monkeypatch.setattr(JITFunction, "run", launch)
-    DRIVER.device = 90
+    keys = keys_of_launches(monkeypatch)
     for n, batch in ((256, 1), (320, 2), (1024, 3), (4096, 1), (64 * 17, 2)):
         call(module, random_call("full", n=n, batch=batch, heads=2 * batch, kv_heads=batch, head_dim=64, dtype="bfloat16"))
     assert {name: len(found) for name, found in keys.items()} == dict.fromkeys(keys, 1)
     for n, n_q in ((1, 1), (2, 1), (16, 16), (63, 63), (100, 17), (1023, 1000)):
         call(module, random_call("full", n=n, n_q=n_q, heads=2, kv_heads=1, head_dim=64, dtype="bfloat16"))
     assert max(map(len, keys.values())) <= 6  # with descriptors or without, some or all of the queries, no packed keys
+
+
+def test_lengths_share_the_latent_kernel(monkeypatch):
+    module, _ = loaded(pc.parse("causal & topk(s, 40)"), 90, "bfloat16", 576, monkeypatch, "gluon")
+    keys = keys_of_launches(monkeypatch)
+    for n, n_q, batch, heads, lists in ((1, 1, 1, 128, 1), (50, 50, 1, 64, 1), (64, 3, 2, 128, 2), (99, 16, 3, 130, 1)):
+        call(module, latent(n, n_q, batch, heads, lists), grads=False)
+    assert {name: len(found) for name, found in keys.items()} == {"latent_g0": 1}
