@@ -120,6 +120,73 @@ def test_lists_of_keys(text, shape, deterministic):
         torch.use_deterministic_algorithms(False)
 
 
+def latent(text, **shape):
+    """A call with keys whose first 512 dims are the values, and one list for all heads of a key head."""
+    call = random_call(text, head_dim=576, value_dim=512, **shape)
+    scores = {name: t[:, :: t.shape[1] // call.k.shape[1]] for name, t in call.inputs.items()}
+    return call.q, call.k, call.k[..., :512], scores
+
+
+LATENT = [
+    ("causal & topk(s, 100)", {"n": 300, "batch": 2, "heads": 128, "kv_heads": 1}),
+    ("causal & topk(s, 300)", {"n": 1024, "heads": 128, "kv_heads": 1}),
+    ("causal & topk(s, 300)", {"n": 1024, "n_q": 333, "heads": 72, "kv_heads": 1}),
+    ("causal & topk(s, 90, share=group)", {"n": 300, "n_q": 77, "batch": 2, "heads": 130, "kv_heads": 2}),
+    ("heads((causal & topk(s, 70)) + (causal & topk(t, 200)))", {"n": 400, "n_q": 100, "heads": 128, "kv_heads": 1}),
+]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("text", "shape"), LATENT, ids=str)
+def test_latent_attention(text, shape, dtype):
+    """Gluon's kernel for it, against dense attention with gradients, and against Triton's kernel."""
+    q, k, v, scores = latent(text, dtype=dtype, device="cuda", **shape)
+    for t in scores.values():
+        t[:, :, 5:9] = -torch.inf  # queries without keys
+    if serving(pc.parse(text), None, operator.request_of(q, v)) != "gluon":
+        pytest.skip("another generation of GPUs")
+    module, names = operator.module_of(str(pc.parse(text)), 0, "gluon", q, v), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module, "launch", lambda kernel, *rest, own=module.launch: names.append(kernel.__name__) or own(kernel, *rest)
+        )
+        assert_matches_dense(text, q, k, v, backend="gluon", **scores)
+    assert {name for name in names if "g0" in name} >= {"latent_g0"}
+    assert not any(name.startswith("picked_g") for name in names)
+    one, same, other = (
+        pc.compile(text, backend=backend)(q, k, v, return_lse=True, **scores) for backend in ("gluon", "gluon", "triton")
+    )
+    assert torch.equal(one[0], same[0])
+    torch.testing.assert_close(one[0], other[0], atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(one[1], other[1], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("n_q", "batch", "heads"), [(300, 1, 128), (99, 2, 72)])
+def test_latent_attention_after_another_pass(n_q, batch, heads):
+    """As in a file for narrower heads, whose first pass is none of Gluon's here: dense attention does it."""
+    text, first = "causal & ((window(60) & columns([100..299])) | topk(s, 100))", "causal & window(60) & columns([100..299])"
+    q, k, v, scores = latent(text, n=300, n_q=n_q, batch=batch, heads=heads, kv_heads=1, dtype="bfloat16", device="cuda")
+    if serving(pc.parse("causal"), None, operator.request_of(q[..., :64], k[..., :64])) != "gluon":
+        pytest.skip("another generation of GPUs")
+    module, names, wide = operator.module_of(text, 0, "gluon", q[..., :64], k[..., :64]), [], [t.float() for t in (q, k, v)]
+
+    def launch(kernel, grid, case, given, options, own=module.launch):
+        names.append(kernel.__name__)
+        if kernel.__name__ == "kernel_g0":
+            out, lse = pc.compile(first, backend="torch")(*wide, return_lse=True)
+            given[5].copy_(out), given[7].copy_(lse)
+        else:
+            own(kernel, grid, case, given, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "launch", launch)
+        out, lse = module.forward(q, k, v, {}, module.selections(q, k, scores), 576**-0.5)
+    assert names == ["kernel_g0", "latent_g1"]
+    wanted, wanted_lse = pc.compile(text, backend="torch")(*wide, return_lse=True, **scores)
+    torch.testing.assert_close(out.float(), wanted, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(lse, wanted_lse, atol=1e-3, rtol=1e-3)
+
+
 SHARES = [
     "local(64) | global([0, 77, -1])",
     "causal & (chunk(64) | summary(64, 4))",
