@@ -22,7 +22,10 @@ MAX_HEAD_DIM, MAX_LISTED_DIM = 256, 1024
 
 IMPORTS = """\
 from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
+from inspect import getclosurevars
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -121,7 +124,7 @@ class TritonBackend:
             *selecting(plan, ("triton_picks.py", "triton_indexer.py", "triton_importance.py")),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
-            *(verbatim("patternc.backends", name) for name in self.kernels),
+            *(verbatim("patternc.backends", name) for name in ("launch_kernel.py", *self.kernels)),
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
