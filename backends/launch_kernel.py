@@ -73,11 +73,12 @@ def last_call(compiled):
         launcher = copy(compiled.run)
         call, launcher.launch = launcher.launch, lambda *passed: seen.append(passed)
         launcher(*marks, compiled.function, compiled.packed_metadata, None, None, None, rest)
-        inner = getclosurevars(call).nonlocals if hasattr(call, "__closure__") else {"launcher": call}
-        call, places, known = inner["launcher"], sorted(inner.get("tensordesc_indices", ())), inner.get("tensordesc_meta", ())
-        made = triton.backends.nvidia.driver.make_tensordesc_arg
+        places, known, made = [], [], None
+        if hasattr(call, "__closure__"):  # what says in Python what is passed for descriptors
+            inner, made = getclosurevars(call).nonlocals, call.__globals__["make_tensordesc_arg"]
+            call, places, known = inner["launcher"], sorted(inner["tensordesc_indices"]), inner["tensordesc_meta"]
         ((*first, function), fixed, last) = seen[0][:5], seen[0][5:-1], seen[0][-1]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except Exception:
         return None
     alike = first == marks and function == compiled.function and len(places) == len(known) and all(known)
     if torch.version.hip or not alike:

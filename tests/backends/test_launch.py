@@ -216,6 +216,16 @@ nvidia = pytest.importorskip("triton.backends.nvidia.driver")
 META = {"swizzle": 3, "elem_size": 2, "elem_type": 9, "block_size": [1, 1, 1, 64, 64], "fp4_padded": False}
 
 
+class Driver:
+    """A function that is not written in Python."""
+
+    def __init__(self, calls):
+        self._calls = calls
+
+    def __call__(self, *passed):
+        self._calls.append(passed)
+
+
 @pytest.fixture
 def driver(monkeypatch):
     """What is called in the end, for each launch, and how often a descriptor is made."""
@@ -226,7 +236,7 @@ def driver(monkeypatch):
         return f"map of {address:x}"
 
     names = ("launch", "build_signature_metadata", "fill_tma_descriptor", "fill_tma_descriptor_tiled")
-    functions = (lambda *passed: calls.append(passed), len, fill, fill)
+    functions = (Driver(calls), len, fill, fill)
     utils = SimpleNamespace(**dict(zip(names, functions, strict=True)))
     active = SimpleNamespace(utils=utils, get_current_device=lambda: None, get_current_stream=lambda _: 17)
     monkeypatch.setattr(triton.runtime.driver, "_active", active)
@@ -280,12 +290,12 @@ class Bound(Kernel):
         return bind
 
 
-def emitted(text, backend, driver, patch, **changed):
-    """An emitted module as it is on a GPU of compute capability 9, and its kernel."""
+def emitted(text, backend, patch, generation=9, **changed):
+    """An emitted module as it is on a GPU of some compute capability, and its kernel."""
     module = load(emit_source(pc.parse(text), backend, None, Request("cuda", "bfloat16", 64, 64, 0, 9)))
     kernel = Bound(module.kernel_g0, **changed)
     patch.setattr(module, "kernel_g0", kernel)
-    patch.setattr(module, "generation_of", lambda _: 9)
+    patch.setattr(module, "generation_of", lambda _: generation)
     patch.setattr(module, "processors", lambda _: 132, raising=False)
     module.setting.cache_clear()
     module.known_call.cache_clear()
@@ -301,7 +311,7 @@ def plain(passed):
 
 @pytest.fixture(params=["triton", "gluon"])
 def causal(request, driver, monkeypatch):
-    module, kernel = emitted("causal", request.param, driver, monkeypatch)
+    module, kernel = emitted("causal", request.param, monkeypatch)
     yield SimpleNamespace(module=module, kernel=kernel, driver=driver)
     module.setting.cache_clear()
 
@@ -331,6 +341,17 @@ def given_again(kernel, **own):
 
 @pytest.mark.parametrize("n", [200, 192])
 def test_repeated_calls_pass_what_triton_passes(causal, n):
+    repeat(causal, n)
+
+
+def test_repeated_calls_without_descriptors(driver, monkeypatch):
+    module, kernel = emitted("causal", "triton", monkeypatch, generation=8)
+    repeat(SimpleNamespace(module=module, kernel=kernel, driver=driver), 200)
+    assert driver.filled == []
+    module.setting.cache_clear()
+
+
+def repeat(causal, n):
     module, kernel, driver = causal.module, causal.kernel, causal.driver
     module.forward(*tensors(2, 4, n, 64), {}, [], 0.1)
     assert is_triton_s(driver.calls[-1])
