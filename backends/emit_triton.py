@@ -23,7 +23,10 @@ MAX_HEAD_DIM, MAX_LISTED_DIM = 256, 1024
 
 IMPORTS = """\
 from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
+from inspect import getclosurevars
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -89,7 +92,7 @@ class TritonBackend:
 
     def modules(self, forwards: Sequence[Forward]) -> tuple[str, ...]:  # noqa: ARG002
         """The fixed parts of the kernels."""
-        return ("triton_kernel.py",)
+        return "launch_kernel.py", "triton_kernel.py"
 
     def emit(self, plan: Plan) -> str:
         assert plan.key_tile is not None

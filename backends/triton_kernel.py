@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .launch_kernel import launch
+
 
 @triton.jit
 def div(a, d: tl.constexpr):
@@ -247,31 +249,6 @@ def by_residue(shape, steps, stride):
     steps = [step if size > 1 else 16 for size, step in zip(shape, steps)]  # noqa: B905 - an axis of one may have any step
     b, h, n, d = shape
     return [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
-
-
-def kind(argument):
-    """What Triton compiles anew for in a runtime argument: whether it is there, and where its memory begins."""
-    return argument.data_ptr() % 16 if isinstance(argument, torch.Tensor) else argument is None
-
-
-def launch(kernel, grid, case, given, options):
-    """Launches a kernel on the device of q. ``case``, the device first, is all that Triton would compile anew for."""
-    device = case[0][0]
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            launch(kernel, grid, case, given, options)
-            return
-    place = _place(kernel, case)
-    if place:
-        place[0][grid](*given)
-    elif (compiled := kernel[grid](*given, **options)) is not None:  # as it is in the interpreter
-        place.append(compiled)
-
-
-@lru_cache(maxsize=1024)
-def _place(kernel, case):
-    """Where `launch` keeps the compiled kernel of a case."""
-    return []
 
 
 def splits_of(programs, tiles, most):

@@ -21,28 +21,9 @@ from patternc.terms import TopK
 if TYPE_CHECKING:
     from patternc.lower.plan import Plan
 
-MAX_LENGTH = 1 << 24
 CAST = (torch.float16, torch.bfloat16, torch.float32)  # under autocast; float64 is left alone, as torch's own operators do
 
 AUTOCAST_DEVICES = frozenset({"cpu", "cuda", "hpu", "mps", "xpu"})
-
-
-def _fit(q: Any, k: Any, v: Any) -> bool:
-    """Whether nothing is wrong with a call, in less time than `check_call` takes to say what is."""
-    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        return False
-    a, b, c = q.shape, k.shape, v.shape
-    return bool(
-        len(a) == len(b) == len(c) == 4
-        and q.device == k.device == v.device
-        and q.dtype == k.dtype == v.dtype
-        and q.dtype.is_floating_point
-        and a[0] == b[0] == c[0]
-        and b[1] == c[1] > 0
-        and a[1] % b[1] == 0
-        and a[2] <= b[2] == c[2] <= MAX_LENGTH
-        and a[3] == b[3] > 0
-    )
 
 
 @dataclass(frozen=True)
@@ -55,6 +36,7 @@ class Attention:
     _program: str = field(init=False, repr=False, compare=False)  # known before a call, so that torch.compile need not trace it
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _scores: frozenset[str] = field(init=False, repr=False, compare=False)
+    _bare: bool = field(init=False, repr=False, compare=False)  # without inputs and selections
     _selects: bool = field(init=False, repr=False, compare=False)
     _short: tuple[int, str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
@@ -65,6 +47,7 @@ class Attention:
         object.__setattr__(self, "_names", tuple(dict.fromkeys(use.name for use in uses)))
         object.__setattr__(self, "_scores", frozenset(use.name for use in uses if isinstance(use, ScoreInput)))
         object.__setattr__(self, "_selects", any(isinstance(use, TopK) for meaning in meanings for use in meaning.inputs))
+        object.__setattr__(self, "_bare", not (self._names or self.bound or self._selects))
         object.__setattr__(self, "_short", without_selections(self.pattern) if self._selects else (-1, "", ()))
 
     @overload
@@ -123,14 +106,16 @@ class Attention:
             ValueError: shapes, devices or runtime inputs that do not fit, or no backend that can run the call.
             TypeError: wrong types, dtypes, or a runtime input that the pattern does not have.
         """
+        if self._bare and not inputs and sink_logit is None and (found := self._at_once(q, k, v, scale)) is not None:
+            return found if return_lse else found[0]
         device = q.device.type if isinstance(q, Tensor) else ""
         if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             q, k, v = (t.to(dtype) if isinstance(t, Tensor) and t.dtype in CAST else t for t in (q, k, v))
-        if not _fit(q, k, v):
+        if not operator.fit(q, k, v):
             check_call(q, k, v)
-            if k.shape[2] > MAX_LENGTH:
-                raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {MAX_LENGTH:,}")
+            if k.shape[2] > operator.MAX_LENGTH:
+                raise ValueError(f"k has {k.shape[2]:,} positions; the limit is {operator.MAX_LENGTH:,}")
         if sink_logit is not None:
             check_sink(sink_logit, q)
         given = self._inputs(inputs) if self._names or inputs or self.bound else {}
@@ -153,11 +138,27 @@ class Attention:
                 with torch.no_grad():
                     chosen = operator.module_of(program, layer, backend, q, v).selections(q, k, given, scale)
         filters = [t.detach() if t.requires_grad else t for t in (given[name] for name in kept)]
-        run = operator.call if direct else operator.attention
-        out, lse = run(q, k, v, filters, chosen, program, layer, backend, scale)
+        rest = filters, chosen, program, layer, backend, scale
+        if direct:
+            out, lse = operator.call(operator.module_of(program, layer, backend, q, v), q, k, v, *rest)
+        else:
+            out, lse = operator.attention(q, k, v, *rest)
         if sink_logit is not None:
             out, lse = with_sink(out, lse, sink_logit)
         return (out, lse) if return_lse else out
+
+    def _at_once(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[Tensor, Tensor] | None:
+        """Output and log-sum-exp of a call with nothing to cast, check or dispatch on; None where there is something."""
+        if not operator.direct(q, k, v):
+            return None
+        kinds = q.device, k.device, v.device, q.dtype, k.dtype, v.dtype, q.shape, k.shape, v.shape
+        found = operator.ready(self._program, self.backend, *kinds)
+        if found is None:
+            return None
+        module, device, usual = found
+        if device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device):
+            return None
+        return operator.call(module, q, k, v, [], [], self._program, 0, self.backend, usual if scale is None else float(scale))
 
     def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """The runtime inputs in the kernel's order."""

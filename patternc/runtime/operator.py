@@ -22,6 +22,8 @@ from patternc.backend import Request
 from patternc.pattern import parse
 from patternc.runtime.compile import failures, kernel, serving
 
+MAX_LENGTH = 1 << 24
+
 
 def _bits(*names: str) -> int:
     return reduce(or_, (_C.DispatchKeySet(getattr(_C.DispatchKey, name)).raw_repr() for name in names))
@@ -40,6 +42,8 @@ def direct(*tensors: Tensor) -> bool:
         return False
     keys = _C._dispatch_tls_local_include_set().raw_repr() & ~THREAD_KEYS
     for t in tensors:
+        if not isinstance(t, Tensor):
+            return False
         keys |= _C._dispatch_keys(t).raw_repr() & ~TENSOR_KEYS
     return keys == 0
 
@@ -79,6 +83,39 @@ def _module(program: str, layer: int, backend: str, *key: Any) -> Any:
     return kernel(program, layer, serving(parse(program), layer, request, backend), replace(request, length=0))
 
 
+def fit(q: Any, k: Any, v: Any) -> bool:
+    """Whether nothing is wrong with a call, in less time than `check_call` takes to say what is."""
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        return False
+    return _fit(q.device, k.device, v.device, q.dtype, k.dtype, v.dtype, q.shape, k.shape, v.shape)
+
+
+def _fit(d: Any, d1: Any, d2: Any, dtype: torch.dtype, dtype1: Any, dtype2: Any, a: Any, b: Any, c: Any) -> bool:
+    return bool(
+        len(a) == len(b) == len(c) == 4
+        and d == d1 == d2
+        and dtype == dtype1 == dtype2
+        and dtype.is_floating_point
+        and a[0] == b[0] == c[0]
+        and b[1] == c[1] > 0
+        and a[1] % b[1] == 0
+        and a[2] <= b[2] == c[2] <= MAX_LENGTH
+        and a[3] == b[3] > 0
+    )
+
+
+@lru_cache(maxsize=4096)
+def ready(program: str, backend: str, *kinds: Any) -> tuple[Any, str, float] | None:
+    """What a call without inputs needs: its kernel, device type and usual scale; None where it does not fit.
+
+    ``kinds`` are the devices, the dtypes and the shapes of q, k and v: all that has to be looked at, in one look.
+    """
+    if not _fit(*kinds):
+        return None
+    device, dtype, q, v = kinds[0], kinds[3], kinds[6], kinds[8]
+    return _module(program, 0, backend, device, dtype, q[3], v[3], v[2]), device.type, float(q[3] ** -0.5)
+
+
 def _from_compiler(error: Exception) -> bool:
     """Whether a kernel could not be compiled, or needs more than the GPU has."""
     return type(error).__module__.startswith("triton.") or "PassManager" in str(error)
@@ -94,6 +131,7 @@ def _give_up(program: str, layer: int, q: Tensor, v: Tensor, error: Exception) -
     name, reason = serving(pattern, layer, request), str(error).strip().split("\n")[-1].strip()
     failures(pattern, layer, name, replace(request, length=0)).append(f"its kernel does not compile: {reason}")
     _module.cache_clear()
+    ready.cache_clear()
     other = serving(pattern, layer, request)
     message = f"the {name} kernel of {program!r} does not compile here ({reason}); the {other} backend runs it"
     warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -135,9 +173,23 @@ def _forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, Nq, Dv) and log-sum-exp (B, H, Nq)."""
-    module = module_of(program, layer, backend, q, v)
+    return _run(module_of(program, layer, backend, q, v), q, k, v, inputs, chosen, program, layer, backend, scale)
+
+
+def _run(
+    module: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: list[Tensor],
+    chosen: list[Tensor],
+    program: str,
+    layer: int,
+    backend: str,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
     try:
-        out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False), chosen, scale)
+        out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False) if inputs else {}, chosen, scale)
     except Exception as error:
         if backend or not _from_compiler(error):
             raise
@@ -234,20 +286,20 @@ class _Attention(torch.autograd.Function):
     """What the operator is to autograd, without the operator."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-        output = _forward(q, k, v, *rest)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, module: Any, rest: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        output = _run(module, q, k, v, *rest)
         _save(ctx, (q, k, v, *rest), output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
-        return *_wanted(ctx, grad_out, grad_lse), None
+        return *_wanted(ctx, grad_out, grad_lse), None, None
 
 
-def call(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """What the operator ``attention`` gives, of tensors that are `direct`."""
+def call(module: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """What the operator ``attention`` gives, of tensors that are `direct`, by the kernel ``module``."""
     differentiable = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if differentiable and not _C._dispatch_tls_is_dispatch_key_excluded(_C.DispatchKey.AutogradFunctionality):
-        found: tuple[Tensor, Tensor] = _Attention.apply(q, k, v, rest)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, Tensor] = _Attention.apply(q, k, v, module, rest)  # type: ignore[no-untyped-call]
         return found
-    return _forward(q, k, v, *rest)
+    return _run(module, q, k, v, *rest)

@@ -177,6 +177,7 @@ def not_compiled(monkeypatch, text, error, ways=("forward",)):
     """The kernel of the torch backend, which would run a pattern here, does not compile; what it is asked for."""
     failures.cache_clear()
     operator._module.cache_clear()
+    operator.ready.cache_clear()
     module = operator.module_of(str(pc.parse(text)), 0, "torch", *[torch.zeros(1, 1, 1, 16)] * 2)
     asked = []
 
@@ -195,6 +196,7 @@ def forgotten():
     yield
     failures.cache_clear()
     operator._module.cache_clear()
+    operator.ready.cache_clear()
 
 
 @pytest.mark.usefixtures("forgotten")

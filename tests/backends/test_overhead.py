@@ -139,6 +139,45 @@ def test_torch_compile_sees_one_operator():
     assert "patternc.attention" in "".join(names)
 
 
+def test_a_bare_call_is_looked_at_once(monkeypatch):
+    """One look-up says whether it fits, and by which kernel; what is not bare, or not direct, is looked at piece by piece."""
+    attention = pc.compile("causal", backend="torch")
+    expected = attention(CALL.q, CALL.k, CALL.v)
+    pieces = []
+    known = operator.fit
+    monkeypatch.setattr(operator, "fit", lambda *t: pieces.append(1) or known(*t))
+    assert torch.equal(attention(CALL.q, CALL.k, CALL.v), expected)
+    out, lse = attention(CALL.q, CALL.k, CALL.v, return_lse=True, scale=2)
+    assert out.shape[:3] == lse.shape
+    outcome(attention, CALL)
+    assert pieces == []
+    attention(CALL.q, CALL.k, CALL.v, sink_logit=torch.zeros(4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(CALL.q, CALL.k, CALL.v).dtype == torch.bfloat16
+    with through_operators(monkeypatch):
+        assert torch.equal(attention(CALL.q, CALL.k, CALL.v), expected)
+    pc.compile("causal & document(ids)", ids=torch.zeros(40, dtype=torch.long))(CALL.q, CALL.k, CALL.v)
+    assert len(pieces) == 4
+
+
+def test_deterministic_algorithms():
+    attention = pc.compile("causal", backend="torch")
+    expected = outcome(attention, CALL)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert all(torch.equal(a, b) for a, b in zip(outcome(attention, CALL), expected, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_vmap_is_refused_on_both_routes(monkeypatch):
+    attention = pc.compile("causal", backend="torch")
+    batched = [t[None].expand(2, *t.shape) for t in (CALL.q, CALL.k, CALL.v)]
+    for route in (nullcontext(), through_operators(monkeypatch)):
+        with route, pytest.raises(RuntimeError, match="Batching rule not implemented for patternc::attention"):
+            torch.vmap(attention)(*batched)
+
+
 @pytest.mark.parametrize("pre_dispatch", [False, True])
 def test_make_fx_sees_operators(pre_dispatch):
     attention = pc.compile("causal", backend="torch")

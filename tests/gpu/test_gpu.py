@@ -453,6 +453,44 @@ def test_the_gpu_backend_is_chosen():
         pc.compile("document(ids)")(q, q, q, ids=torch.zeros(100, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("backend", ["triton", "gluon"])
+def test_repeated_calls(backend):
+    """Other tensors, and other shapes in the same memory, of calls that are launched without a look at them."""
+    if backend == "gluon" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    attention, memory = pc.compile("causal", backend=backend), torch.randn(3, 1 << 21, device="cuda").bfloat16()
+    shapes = [(2, 4, 512, 64), (1, 8, 512, 64), (4, 2, 500, 64), (2, 4, 512, 64), (1, 2, 700, 128)]
+    other, found = torch.cuda.Stream(), []
+    for turn in range(6):
+        for b, h, n, d in shapes:
+            q, k, v = (t[turn * 64 :][: b * h * n * d].view(b, h, n, d) for t in memory)
+            if turn == 4:
+                q, k, v = q.clone(), k.clone(), v.clone()
+            assert operator.direct(q, k, v)
+            expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            other.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other if turn == 5 else torch.cuda.current_stream()):
+                out, lse = attention(q, k, v, return_lse=True)
+            torch.cuda.synchronize()
+            torch.testing.assert_close(out, expected, atol=0.02, rtol=0.02)
+            assert lse.isfinite().all()
+            found.append(out)
+    assert len({out.data_ptr() for out in found}) == len(found)
+
+
+def test_repeated_calls_in_a_cuda_graph():
+    q, k, v = torch.randn(3, 1, 4, 512, 64, device="cuda").bfloat16()
+    attention = pc.compile("causal")
+    for _ in range(3):
+        attention(q, k, v)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention(q, k, v)
+    q.normal_()
+    graph.replay()
+    torch.testing.assert_close(out, attention(q, k, v))
+
+
 def test_torch_compile():
     text = "causal & (window(90) | topk(scores, 5) | random(2))"
     call = random_call(text, n=300, heads=2, head_dim=64, dtype="bfloat16", device="cuda")
