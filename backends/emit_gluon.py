@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 from patternc.backend import Request
@@ -13,9 +14,20 @@ from patternc.scalar import TRUE
 
 from .emit_triton import TritonBackend, shares
 from .gluon_program import Latent, Specialised
-from .triton_program import Forward
+from .joint_program import Joint
+from .triton_program import Forward, Keys
 
 GENERATION = 9
+
+_IMPORTS = (
+    "from triton.experimental import gluon\n"
+    "from triton.experimental.gluon import language as gl\n"
+    "from triton.experimental.gluon.language.nvidia.hopper import (\n    async_copy,\n"
+    "    fence_async_shared,\n    mbarrier,\n    tma,\n    warpgroup_mma,\n    warpgroup_mma_wait,\n)\n"
+    "from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SharedDescriptor\n"
+)
+_ADDING = "from triton._C.libtriton import ir\nfrom triton.experimental.gluon.language._core import builtin\n"
+"""What `gluon_gradients.py` needs to have the copy engine add."""
 
 
 @cache
@@ -24,19 +36,24 @@ def _has_gluon() -> bool:
     return find_spec("triton.experimental") is not None and find_spec("triton.experimental.gluon") is not None
 
 
+@cache
+def _can_add() -> bool:
+    """Whether the triton that is installed, if any, can have the copy engine add: no part of what Gluon promises."""
+    if find_spec("triton") is None:
+        return True
+    try:
+        builder = import_module("triton._C.libtriton").gluon_ir.GluonOpBuilder
+    except (ImportError, AttributeError):
+        return False
+    return hasattr(builder, "create_async_tma_reduce")
+
+
 class GluonBackend(TritonBackend):
     """Hopper GPUs: the output by warp-specialised kernels, gradients as in `TritonBackend`."""
 
     name = "gluon"
     rank = 30
     dtypes = ("float16", "bfloat16")
-    imports = (
-        "from triton.experimental import gluon\n"
-        "from triton.experimental.gluon import language as gl\n"
-        "from triton.experimental.gluon.language.nvidia.hopper import (\n    async_copy,\n"
-        "    fence_async_shared,\n    mbarrier,\n    tma,\n    warpgroup_mma,\n    warpgroup_mma_wait,\n)\n"
-        "from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SharedDescriptor\n"
-    )
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = super().unsupported(request)
@@ -64,6 +81,9 @@ class GluonBackend(TritonBackend):
     def query_tile(self, request: Request) -> Tile | None:
         return super().tiles(request)[0].tile
 
+    def joint_tile(self, request: Request) -> Tile | None:
+        return Tile(128, 64) if 64 < max(request.head_dim, request.value_dim) <= 128 and _can_add() else None
+
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
         given = index, group, plan.tile, shares(plan.heads, index), index
         if group.phases and not group.picked:
@@ -74,9 +94,15 @@ class GluonBackend(TritonBackend):
                 kernel.instead = Latent(*given)
         return kernel
 
-    def modules(self, forwards: Sequence[Forward]) -> tuple[str, ...]:
+    def joint(self, plan: Plan) -> Keys | None:
+        return Joint(0, plan.joint, plan.joint_tile, (), 0) if plan.joint and plan.joint_tile else None
+
+    def imports(self, plan: Plan) -> str:
+        return _IMPORTS + (_ADDING if plan.joint else "")
+
+    def modules(self, plan: Plan, forwards: Sequence[Forward]) -> tuple[str, ...]:
         latent = ("gluon_latent.py",) if any(isinstance(kernel.instead, Latent) for kernel in forwards) else ()
-        return (*super().modules(forwards), "gluon_kernel.py", *latent)
+        return (*super().modules(plan, forwards), "gluon_kernel.py", *latent, *(("gluon_gradients.py",) if plan.joint else ()))
 
 
 BACKEND = GluonBackend()

@@ -43,6 +43,9 @@ class ReferenceBackend:
     def tiles(self, request: Request) -> tuple[TileCost, ...]:  # noqa: ARG002
         return (TileCost(Tile(128, 128), 1, 1, 1),)
 
+    def joint_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
+
     def emit(self, plan: Plan) -> str:
         pattern = parse(plan.pattern)
         functions: list[str] = []

@@ -39,6 +39,9 @@ class TorchBackend:
         # Measured on a CPU: long rows without masks are fastest many at a time; masked parts are cut to size in the kernel.
         return TileCost(Tile(128, 128), 1, 1, 0), TileCost(Tile(1024, 128), 6.4, 4.5, 1)
 
+    def joint_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
+
     def emit(self, plan: Plan) -> str:
         return "\n\n\n".join([*preamble(plan, self.name), *groups(plan)]) + "\n"
 

@@ -45,7 +45,6 @@ class TritonBackend:
     differentiable = True
     views = True
     splits = True
-    imports = ""
 
     def unsupported(self, request: Request) -> list[str]:
         reasons = []
@@ -85,12 +84,23 @@ class TritonBackend:
             return Tile(64, 32) if wide <= 128 else Tile(32, 16)
         return Tile(64, 64) if wide <= 128 else Tile(64, 32)
 
+    def joint_tile(self, request: Request) -> Tile | None:  # noqa: ARG002
+        return None
+
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
         """The kernel of a pass for the output."""
         kind = PickedForward if group.picked else Forward
         return kind(index, group, plan.tile, shares(plan.heads, index), index)
 
-    def modules(self, forwards: Sequence[Forward]) -> tuple[str, ...]:  # noqa: ARG002
+    def imports(self, plan: Plan) -> str:  # noqa: ARG002
+        """What the fixed parts import, beyond torch and Triton."""
+        return ""
+
+    def joint(self, plan: Plan) -> Keys | None:  # noqa: ARG002
+        """The kernel for all gradients at once."""
+        return None
+
+    def modules(self, plan: Plan, forwards: Sequence[Forward]) -> tuple[str, ...]:  # noqa: ARG002
         """The fixed parts of the kernels."""
         return "launch_kernel.py", "triton_kernel.py"
 
@@ -109,6 +119,7 @@ class TritonBackend:
             (PickedKeys if group.picked else Keys)(i, group, plan.key_tile, shares(plan.keys, i), _source(plan, group))
             for i, group in enumerate(plan.keys)
         ]
+        joint = self.joint(plan)
         draws = [
             device_draws(index, name, atom)
             for index, group in enumerate(plan.heads)
@@ -119,25 +130,27 @@ class TritonBackend:
             f"ROWS, COLUMNS = {plan.tile.rows}, {plan.tile.columns}",
             f"QUERY_ROWS, QUERY_COLUMNS = {tile.rows}, {tile.columns}  # of the gradient of q",
             f"KEY_ROWS, KEY_COLUMNS = {plan.key_tile.rows}, {plan.key_tile.columns}  # of the gradients of k and v",
+            *([f"JOINT_ROWS, JOINT_COLUMNS = {plan.joint_tile.rows}, {plan.joint_tile.columns}"] if plan.joint_tile else []),
             f"MASK_SIZE = {_mask_size(plan)}  # long masks compete with the accumulator for registers",
             inputs(plan),
         ]
+        others = [*keys, *([joint] if joint else [])]
         parts = [
-            f"{header(plan, self.name)}\n\n{IMPORTS}{self.imports}\n" + "\n".join(constants),
+            f"{header(plan, self.name)}\n\n{IMPORTS}{self.imports(plan)}\n" + "\n".join(constants),
             verbatim("patternc.runtime", "support.py"),
             *selecting(plan, ("triton_picks.py", "triton_indexer.py", "triton_importance.py")),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
-            *(verbatim("patternc.backends", name) for name in self.modules(forwards)),
+            *(verbatim("patternc.backends", name) for name in self.modules(plan, forwards)),
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),
-            *(part for program in (*forwards, *(queries if plan.query_tile else ()), *keys) for part in listings(program)),
+            *(part for program in (*forwards, *(queries if plan.query_tile else ()), *others) for part in listings(program)),
             *packings([*forwards, *queries]),
             *draws,
-            *(one.source() for program in (*forwards, *queries, *keys) for one in program.variants()),
+            *(one.source() for program in (*forwards, *queries, *others) for one in program.variants()),
             forward(forwards),
-            backward(queries, keys),
+            backward(queries, keys, joint),
         ]
         return "\n\n\n".join(parts) + "\n"
 

@@ -7,17 +7,17 @@ with the keys of a tile before the product with the values of the tile before, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from textwrap import indent
 
 from patternc.lower.cost import REFERENCE_LENGTH, visited
-from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
+from patternc.lower.plan import HeadPlan, Tile, Walk
 from patternc.relation import View
-from patternc.scalar import TRUE, Scalar, Var, op
+from patternc.scalar import Var, op
 
 from .picked_program import PickedForward
 from .printer import triton
-from .triton_program import Forward, kinds
+from .segments import BySegment, Segment
+from .triton_program import Forward
 
 _BARRIERS = {
     "q_full": "128",
@@ -68,23 +68,7 @@ def _longest(group: HeadPlan, tile: Tile) -> int:
     return max((int(visited(w.full + w.partial, tile.rows, group.rows, REFERENCE_LENGTH).max()) for w in walks), default=0)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Tiles that one pipeline of products runs over: the ``masked`` ones of ``total`` come first.
-
-    ``setup`` computes both, ``tile`` the ``t``-th tile J.
-    """
-
-    setup: list[str]
-    masked: str
-    total: str
-    tile: list[str]
-    mask: Scalar
-    guards: list[str]
-    view: View
-
-
-class Specialised(Forward):
+class Specialised(BySegment, Forward):
     """`Forward` with a warpgroup of its own for copies. Every program works on tiles ``work`` until all are done."""
 
     grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", ("width", "height")
@@ -141,67 +125,6 @@ class Specialised(Forward):
         ]
         head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
         return "\n\n\n".join([*parts, head + indent("\n".join(main), "    ")])
-
-    # Tiles.
-
-    def _segments(self, i: int, phase: Phase) -> list[Segment]:
-        match phase:
-            case Walk(full, partial, mask, _, documents, view):
-                setup: list[str] = []
-                masked = [(loop, "", "") for loop in partial]
-                free = [(loop, "", "") for loop in full]
-                if documents:
-                    setup = self._clip(i, len(documents))
-                    masked = [(loop, "low", "high") for loop in partial]
-                    for loop in full:
-                        masked += [(loop, "low", "low_inside"), (loop, "high_inside", "high")]
-                    free = [(loop, "low_inside", "high_inside") for loop in full]
-                masked += [one for one in free if one[0].guard != TRUE]
-                free = [one for one in free if one[0].guard == TRUE]
-                key, loops = f"{i}_", [loop for loop, _, _ in masked + free]
-                if not loops:
-                    return []
-                setup += self._counts(key, masked + free)
-                counts = [f"count_{key}{j}" for j in range(len(loops))]
-                return [
-                    Segment(
-                        setup,
-                        " + ".join(counts[: len(masked)]) or "0",
-                        " + ".join(counts),
-                        self._nth(key, loops),
-                        mask,
-                        [self._guard(key, j, loops) for j in range(len(masked)) if loops[j].guard != TRUE],
-                        view,
-                    )
-                ]
-            case Listed():
-                found = []
-                for kind, wanted in kinds(phase):
-                    at = f"b64 * list_{i}_b + head.to(tl.int64) * list_{i}_h + {self._listed_tile}"
-                    setup = [
-                        f"at_{i} = {at}",
-                        f"list_{i}{kind}_at = list_{i}{kind} + tl.load(begin_{i}{kind} + at_{i})",
-                        f"length_{i}{kind} = tl.load(count_{i}{kind} + at_{i})",
-                    ]
-                    count = f"length_{i}{kind}"
-                    masked_count = "0" if wanted is None else count
-                    tile = [f"J = tl.load(list_{i}{kind}_at + t)"]
-                    found.append(Segment(setup, masked_count, count, tile, phase.mask, [], View()))
-                return found
-            case Gather() | Picked():
-                raise AssertionError("pairs one by one are not for the copy engine")
-
-    def _turns(self, segment: Segment) -> list[str]:
-        """The steps ``begin`` to ``end`` of a segment that this program takes, and how many of all are masked."""
-        lines = [*segment.setup, f"masked = {segment.masked}", f"end = tl.where(n > 0, {segment.total}, 0)"]
-        if not self.group.share:
-            return [*lines, "begin = 0"]
-        return [
-            *lines,
-            "every = end.to(tl.int64)",
-            "begin = (every * turn // splits).to(tl.int32)",
-            "end = (every * (turn + 1) // splits).to(tl.int32)",
-        ]
 
     def _scalars(self) -> list[str]:
         return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]

@@ -151,8 +151,8 @@ def _output(program: Program) -> list[str]:
     return body
 
 
-def backward(queries: list[Queries], keys: list[Keys]) -> str:
-    """The function that computes the gradients."""
+def backward(queries: list[Queries], keys: list[Keys], joint: Keys | None = None) -> str:
+    """The function that computes the gradients; by ``joint``, which needs ``start``, where it may."""
     several = len({program.group.heads for program in keys}) > 1 or any(len(p.group.runs) > 1 for p in keys)
     body = [
         '"""Gradients of q, k and v, in their dtypes, from the output, its log-sum-exp and the gradients of both."""',
@@ -169,6 +169,7 @@ def backward(queries: list[Queries], keys: list[Keys]) -> str:
         "strides_of = *q.stride(), *k.stride(), *v.stride(), *grad.stride()",
         "case, at = (q.device, q.dtype, q.shape, k.shape, v.shape, strides_of, *map(kind, (out, lse, grad_lse))), 0",
     ]
+    body += _joint(joint) if joint else []
     body += [line for program in queries for line in _pass(program, _queries, "dq", ".mul_(scale)")]
     body += [
         "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
@@ -212,6 +213,23 @@ def _queries(program: Program) -> list[str]:
     if group.share:
         body.append(f"{target} = summed({target})")
     return body
+
+
+def _joint(program: Keys) -> list[str]:
+    """All gradients by one kernel, which adds to those of q in memory."""
+    assert isinstance(program.start, Queries)
+    body, arguments = _arguments(program)
+    wide = {"q": "blocks[2]", "grad": "blocks[3]", "k": "blocks[2]", "v": "blocks[3]", "prior": "blocks[2] // 2"}
+    views = ", ".join(f"{program.described}({t}, 1, columns, {block}, generation)" for t, block in wide.items())
+    lines = [
+        *_queries(program.start),
+        "rows, columns, tiles = JOINT_ROWS, JOINT_COLUMNS, -(-n // JOINT_ROWS)",
+        *body,
+        f"views = {views}",
+        *_launch(program, f"*views, norm, delta, dk, dv, {arguments}sharing, ", arguments),
+        "return torch.mul(prior, scale, out=dq), dk, dv",
+    ]
+    return ["if joins(blocks, n_q == n):", *_within(lines)]
 
 
 def _key_pass(program: Keys) -> list[str]:
@@ -364,11 +382,12 @@ def _launch(program: Program, given: str, extra: str, flags: str = "") -> list[s
     else:
         where = "tiles"
     splits, (blocks, rows, columns) = "splits" if group.share else "1", program.sizes
+    strides_of = "*strides_of, " if program.strides else ""
     for first, run in group.runs:
         call = [
             f"width, height = {where}, {high}",
             f"given = ({given}",
-            f"    *strides_of, n, n_q, heads, {sharing}{run_heads}, {splits}, scale, {own_lengths}",
+            f"    {strides_of}n, n_q, heads, {sharing}{run_heads}, {splits}, scale, {own_lengths}",
             f"    {first}, {run}, {group.period}, *{blocks}, {rows}, {columns}{flags}{program.own_constants})",
             f"launch({program.name}, {program.grid}, (case, {first}, {more}), given, {program.options})",
         ]

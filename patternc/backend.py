@@ -72,6 +72,10 @@ class Backend(Protocol):
         """Keys (rows) and queries of a tile of the gradients of keys and values, where these need walks of their own."""
         ...
 
+    def joint_tile(self, request: Request) -> Tile | None:
+        """Keys (rows) and queries of a tile where one pass can compute all gradients."""
+        ...
+
     def emit(self, plan: Plan) -> str:
         """The source of a standalone Python file."""
         ...

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from patternc.diagnostics import PatternError
+from patternc.lower.cost import work
 from patternc.lower.normalise import AtomTable, Part, disjoint_parts, without
 from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Plan, Selection, Tile, Walk
 from patternc.lower.views import split
@@ -14,6 +15,10 @@ from patternc.relation import IDENTITY, BudgetExceeded, Loop, Relation, View
 from patternc.scalar import FALSE, TRUE, Scalar, conjunction, op, variables
 from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Meaning, Random, TopK
+
+JOINT_TILES, JOINT_AREA = 16, 1.5
+"""Tiles of a row from which one pass for all gradients is faster than two, each of which computes the scores, as measured on an
+H200; and how many more pairs the tiles may hold than those of two passes."""
 
 
 def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool = False, splits: bool = False) -> Plan:
@@ -44,6 +49,23 @@ def with_queries(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = N
     """The plan with `Plan.queries`, for tiles of that many queries (rows) and keys (columns)."""
     passes = _lowered(pattern, _groups(pattern, layer), tile, views=True, splits=True, inverse=False)
     return replace(plan, query_tile=tile, queries=passes)
+
+
+def with_joint(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = None) -> Plan:
+    """The plan with `Plan.joint`, if all heads are alike, walk tiles only, and it is worth it.
+
+    That is if rows are long, and if rows and keys as they are do nearly as well as the views of `Plan.keys`.
+    """
+    groups = _groups(pattern, layer)
+    if len(groups) > 1 or plan.key_tile is None:
+        return plan
+    (group,) = _lowered(pattern, groups, tile, views=False, splits=False, inverse=True)
+    if not all(isinstance(phase, Walk | Listed) for phase in group.phases):
+        return plan
+    one, two = (work(replace(plan, heads=h, tile=t)) for h, t in (((group,), tile), (plan.keys, plan.key_tile)))
+    area, other = ((w.full + w.partial) * t.rows * t.columns for w, t in ((one, tile), (two, plan.key_tile)))
+    worth = one.full + one.partial >= JOINT_TILES * one.rows and area <= JOINT_AREA * other
+    return replace(plan, joint_tile=tile, joint=group) if worth else plan
 
 
 def _groups(pattern: Pattern, layer: int | None) -> dict[Meaning, list[int]]:

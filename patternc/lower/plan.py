@@ -215,6 +215,7 @@ class Plan:
     ``keys`` are the same passes with the roles of queries and keys exchanged, for the gradients of keys and values: rows
     are keys, and ``key_tile.rows`` of them walk tiles of ``key_tile.columns`` queries. Masks still say q and k.
     ``queries`` are the passes for the gradient of queries, in tiles of ``query_tile``; by default those of the output.
+    ``joint`` is a pass like those of ``keys``, in tiles of ``joint_tile``, that computes all gradients at once where it may.
     """
 
     pattern: str
@@ -225,6 +226,8 @@ class Plan:
     keys: tuple[HeadPlan, ...] = ()
     query_tile: Tile | None = None
     queries: tuple[HeadPlan, ...] = ()
+    joint_tile: Tile | None = None
+    joint: HeadPlan | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -245,6 +248,8 @@ class Plan:
                 lines += [f"  phase {i}: {first}", *(f"           {line}" for line in rest)]
             if not plan.phases:
                 lines.append("  no keys: the output is 0")
+        if self.joint:
+            lines.append(f"gradients at once, in tiles {self.joint_tile} (keys x queries), where their order may vary")
         return "\n".join(lines)
 
 

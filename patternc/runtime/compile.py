@@ -10,7 +10,7 @@ from patternc.backend import Backend, Request, backend_named, choose, ranked
 from patternc.language.resolve import map_children
 from patternc.language.syntax import Call, Expression, Name
 from patternc.lower.cost import TileCost, work
-from patternc.lower.phases import lower, with_keys, with_queries
+from patternc.lower.phases import lower, with_joint, with_keys, with_queries
 from patternc.lower.plan import Plan
 from patternc.lower.views import Choice, search
 from patternc.pattern import Pattern, parse
@@ -74,12 +74,14 @@ def plan_for(pattern: Pattern, layer: int | None = None, backend: str = "triton"
 
 
 def complete(plan: Plan, pattern: Pattern, layer: int | None, backend: str, request: Request) -> Plan:
-    """The plan of a candidate as a backend emits it: with `Plan.keys` and `Plan.queries`, where it wants them."""
+    """The plan of a candidate as a backend emits it: with `Plan.keys`, `Plan.queries` and `Plan.joint`, where it wants them."""
     chosen, request = backend_named(backend), replace(request, length=0)
     if (tile := chosen.query_tile(request)) not in (None, plan.tile):
         plan = with_queries(plan, pattern, tile, layer)
     if (tile := chosen.key_tile(request)) is not None:
         plan = with_keys(plan, pattern, tile, layer)
+    if (tile := chosen.joint_tile(request)) is not None:
+        plan = with_joint(plan, pattern, tile, layer)
     return plan
 
 

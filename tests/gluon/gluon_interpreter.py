@@ -203,7 +203,7 @@ class Warpgroup(threading.local):
     """What one warpgroup has begun: copies, which arrive when they must, and products, which read until they are waited for."""
 
     def __init__(self):
-        self.copies, self.products = [], []
+        self.copies, self.products, self.sums = [], [], []
 
     def copy(self, place, pointer, mask=True):
         place.store(np.nan)
@@ -229,6 +229,22 @@ class Warpgroup(threading.local):
             for memory, then in self.products.pop(0):
                 assert np.array_equal(memory, then, equal_nan=True), "a tile is overwritten that a product reads"
         return deps[0] if len(deps) == 1 else tuple(deps)
+
+    def add(self, view, at, place):
+        """What the copy engine adds to memory, some time before it is waited for."""
+        self.sums.append((_rows(view, at), place.memory, place.memory.copy()))
+
+    def added(self, left):
+        assert left == 0
+        for (source, first), memory, then in self.sums:
+            assert np.array_equal(memory, then, equal_nan=True), "a tile is overwritten that is to be added"
+            rows, wide = source.shape
+            with ADDING:
+                source += memory.reshape(-1, memory.shape[-1])[first : first + rows, :wide]
+        self.sums.clear()
+
+
+ADDING = threading.Lock()
 
 
 class Block:
@@ -266,16 +282,22 @@ class Block:
             raise next((error for error in errors if not isinstance(error, Stuck)), errors[0])
 
 
-def copy_by_engine(view, at, barrier, place):
-    """What the copy engine does: rows out of bounds are zeros."""
+def _rows(view, at):
+    """The part of a tile that is within a tensor, in memory, and which row of the tile it begins with."""
     source = torch.as_strided(view.base, view.shape, view.strides, view.base.storage_offset())
     batch, head, residue, first, dim = (int(x) for x in at)
     *_, rows, wide = view.block_shape
-    tile = np.zeros((rows, wide), source.numpy().dtype)
-    low, high = max(first, 0), min(first + rows, view.shape[3])
-    if low < high and residue < view.shape[2]:
-        found = source[batch, head, residue, low:high, dim:].numpy()
-        tile[low - first : high - first, : found.shape[1]] = found
+    low, high = max(first, 0), max(min(first + rows, view.shape[3]), max(first, 0))
+    if residue >= view.shape[2]:
+        residue, high = 0, low
+    return source[batch, head, residue, low:high, dim : dim + wide].numpy(), low - first
+
+
+def copy_by_engine(view, at, barrier, place):
+    """What the copy engine does: rows out of bounds are zeros."""
+    found, first = _rows(view, at)
+    tile = np.zeros(view.block_shape[-2:], found.dtype)
+    tile[first : first + found.shape[0], : found.shape[1]] = found
     place.store(tile)
     barrier.came(2 * tile.size)  # kernels count 16-bit elements
 
@@ -333,7 +355,8 @@ def names(program, grid):
         "fence_async_shared": lambda: None,
         "warpgroup_mma": group.multiply,
         "warpgroup_mma_wait": group.waited,
-        "tma": SimpleNamespace(async_copy_global_to_shared=copy_by_engine),
+        "tma": SimpleNamespace(async_copy_global_to_shared=copy_by_engine, store_wait=group.added),
+        "add_tile": group.add,
         "async_copy": SimpleNamespace(
             async_copy_global_to_shared=group.copy,
             mbarrier_arrive=group.copied,

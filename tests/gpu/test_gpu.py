@@ -453,6 +453,41 @@ def test_the_gpu_backend_is_chosen():
         pc.compile("document(ids)")(q, q, q, ids=torch.zeros(100, dtype=torch.int32))
 
 
+JOINT = [
+    ("causal", {"n": 1}),
+    ("causal", {"n": 1337, "batch": 2, "heads": 3}),
+    ("full", {"n": 333, "heads": 4, "kv_heads": 2}),
+    ("causal & window(1100)", {"n": 1500, "heads": 4, "kv_heads": 1}),
+    ("causal & (window(1100) | sinks(4))", {"n": 1290, "heads": 2}),
+    ("causal & document(ids)", {"n": 1000, "batch": 2, "heads": 2}),
+    ("causal | layout(table, 64)", {"n": 700, "heads": 4, "kv_heads": 2}),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("head_dim", [128, 96])
+@pytest.mark.parametrize(("text", "shape"), JOINT, ids=str)
+def test_gradients_at_once(text, shape, head_dim, dtype):
+    """The kernel for all gradients, against dense attention; and the two that stand for it in deterministic mode."""
+    call = random_call(text, head_dim=head_dim, dtype=dtype, device="cuda", **shape)
+    if serving(pc.parse(text), None, operator.request_of(call.q, call.v)) != "gluon":
+        pytest.skip("another generation of GPUs")
+    module, names = operator.module_of(str(pc.parse(text)), 0, "gluon", call.q, call.v), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            module, "launch", lambda kernel, *rest, own=module.launch: names.append(kernel.__name__) or own(kernel, *rest)
+        )
+        assert_matches_dense(text, call.q, call.k, call.v, backend="gluon", grads=True, **call.inputs)
+        assert "joint_g0" in names
+        names.clear()
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert_matches_dense(text, call.q, call.k, call.v, backend="gluon", grads=True, **call.inputs)
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert "joint_g0" not in names
+
+
 @pytest.mark.parametrize("backend", ["triton", "gluon"])
 def test_repeated_calls(backend):
     """Other tensors, and other shapes in the same memory, of calls that are launched without a look at them."""

@@ -1,0 +1,150 @@
+"""The kernel for all gradients, run by `gluon_interpreter`, against dense attention in float64."""
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+torch = pytest.importorskip("torch")
+
+import gluon_interpreter  # noqa: E402 - needs triton
+
+import patternc as pc  # noqa: E402
+from patternc.backend import Request, backend_named  # noqa: E402
+from patternc.lower import phases  # noqa: E402
+from patternc.lower.phases import lower  # noqa: E402
+from patternc.lower.plan import Tile  # noqa: E402
+from patternc.runtime.compile import complete  # noqa: E402
+from patternc.runtime.loader import load  # noqa: E402
+from patternc.testing import dense_mask, patterns, random_call  # noqa: E402
+
+REQUEST = Request("cuda", "bfloat16", 128, 128, 0, 9)
+
+
+def loaded(text):
+    """The module of a pattern, with the kernel for all gradients however short its rows are; None if it has none."""
+    pattern = pc.parse(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "JOINT_TILES", 0)
+        patch.setattr(phases, "JOINT_AREA", 1e9)
+        plan = lower(pattern, Tile(64, 64), None, views=True, splits=True)
+        plan = complete(plan, pattern, None, "gluon", REQUEST)
+    return load(backend_named("gluon").emit(plan)) if plan.joint else None
+
+
+def gradients(module, call, out, lse, grad, grad_lse, scale):
+    def run(kernel, grid, case, given, options):
+        ran.append(kernel.__name__)
+        gluon_interpreter.run(module, kernel, grid, given)
+
+    ran = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "joins", lambda blocks, whole: whole)
+        patch.setattr(module, "launch", run)
+        real, torch.empty = torch.empty, lambda *shape, **kinds: real(*shape, **kinds).fill_(torch.nan)
+        try:
+            found = module.backward(call.q, call.k, call.v, call.inputs, [], scale, out, lse, grad, grad_lse)
+        finally:
+            torch.empty = real
+    assert ran == ["norms_g0", "joint_g0"]
+    return found
+
+
+def check(text, scale=0.25, **shape):
+    module = loaded(text)
+    if module is None:
+        return False
+    call = random_call(text, dtype="float32", **shape)
+    heads, n = call.q.shape[1:3]
+    mask = dense_mask(pc.parse(text), heads, n, n, batch=call.q.shape[0], **call.inputs)
+    leaves = [t.double().requires_grad_() for t in (call.q, call.k, call.v)]
+    k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in leaves[1:])
+    scores = (leaves[0] @ k.transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
+    lse = torch.logsumexp(scores, -1)
+    weights = torch.where(mask, torch.exp(scores - lse.detach().nan_to_num(neginf=0.0)[..., None]), 0.0)
+    total = weights.sum(-1, keepdim=True)
+    out = weights / torch.where(total == 0, 1, total) @ v
+    draw = torch.Generator().manual_seed(5)
+    grad, grad_lse = torch.randn(out.shape, generator=draw), torch.randn(lse.shape, generator=draw)
+    some = torch.where(torch.isfinite(lse), lse, 0.0)
+    wanted = torch.autograd.grad((out * grad).sum() + (some * grad_lse).sum(), leaves)
+    found = gradients(module, call, out.detach().float(), lse.detach().float(), grad, grad_lse, scale)
+    for name, one, other in zip("qkv", found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=3e-5, rtol=3e-5, msg=lambda said, of=name: f"d{of}: {said}")
+    return True
+
+
+CASES = [
+    ("causal", {"n": 300, "heads": 2}),
+    ("causal", {"n": 1}),
+    ("causal & window(70)", {"n": 290, "heads": 4, "kv_heads": 2, "batch": 2}),
+    ("local(40) | global([0, -1])", {"n": 307, "heads": 2, "kv_heads": 1}),
+    ("causal & (window(20) | stride(9))", {"n": 290}),
+    ("full", {"n": 130, "heads": 2}),
+    ("full & document(ids)", {"n": 250, "heads": 2, "batch": 2}),
+    ("causal & layout(t, 64) | window(3)", {"n": 300, "heads": 4, "kv_heads": 2}),
+    ("blocks(64, 1, 1) | random(2, block=64)", {"n": 500, "heads": 2}),
+    ("where(q % 32 == 0)", {"n": 200}),
+    ("none", {"n": 70}),
+]
+
+
+@pytest.mark.parametrize(("text", "shape"), CASES, ids=str)
+def test_against_dense(text, shape):
+    assert check(text, head_dim=16, **shape)
+
+
+@pytest.mark.parametrize("dims", [(16, 32), (24, 24), (64, 16)], ids=str)
+def test_head_dims(dims):
+    assert check("causal & window(70)", n=140, head_dim=dims[0], value_dim=dims[1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0, -0.2])
+def test_scales(scale):
+    assert check("causal & window(70)", n=100, head_dim=16, scale=scale)
+
+
+def test_keys_beyond_the_last():
+    """Their weights may be infinite where all scores are low, and must not be looked at."""
+    module, n = loaded("full"), 70
+    q, k, v = (torch.ones(1, 1, n, 16) * x for x in (20.0, -20.0, 1.0))
+    call = type(random_call("full", n=2))(q, k, v, {})
+    lse = torch.full((1, 1, n), -1600.0) + torch.tensor(float(n)).log()
+    found = gradients(module, call, v.clone(), lse, torch.ones(1, 1, n, 16), torch.zeros(1, 1, n), 0.25)
+    for one, wanted in zip(found, (0.0, 0.0, 1.0), strict=True):
+        torch.testing.assert_close(one, torch.full_like(one, wanted), atol=1e-4, rtol=0)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(
+    text=patterns(3, choices=False, inputs=True),
+    n=st.one_of(st.integers(1, 300), st.sampled_from([63, 64, 65, 127, 128, 129])),
+    groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
+    dims=st.sampled_from([(16, 16), (16, 32), (24, 24)]),
+    seed=st.integers(0, 99),
+)
+def test_random_patterns(text, n, groups, dims, seed):
+    try:
+        check(text, n=n, heads=groups[0], kv_heads=groups[1], head_dim=dims[0], value_dim=dims[1], seed=seed)
+    except pc.PatternError as refused:
+        assert refused.diagnostic.code == "too-complex"
+
+
+def test_rows_that_are_worth_it():
+    """Long rows have the kernel; short ones, heads that differ, pairs one by one and views do without."""
+    wanted = {
+        "causal": True,
+        "causal & window(2048)": True,
+        "causal & (window(4096) | sinks(4))": True,
+        "causal & document(ids)": True,
+        "causal & window(256)": False,
+        "causal & stride(64)": False,
+        "heads(causal + full)": False,
+        "causal | random(3)": False,
+        "causal & topk(s, 2048)": False,
+    }
+    for text, joint in wanted.items():
+        pattern = pc.parse(text)
+        plan = complete(lower(pattern, Tile(64, 64), None, views=True, splits=True), pattern, None, "gluon", REQUEST)
+        assert (plan.joint is not None) == joint, text
+        assert ("gradients at once" in str(plan)) == joint
