@@ -60,7 +60,7 @@ def copy_queries(
     tma.async_copy_global_to_shared(q_view, [batch, head, 0, first, 0], full.index(place), q_s.index(place))
     tma.async_copy_global_to_shared(g_view, [batch, head, 0, first, 0], full.index(place), g_s.index(place))
     norm_s.index(place).store(norm)
-    delta_s.index(place).store(delta)
+    delta_s.index(place).store(0.0 - delta)
     meet()
     mbarrier.arrive(full.index(place))
 
@@ -75,10 +75,15 @@ def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: 
 
 
 @gluon.jit
-def begin_slopes(v_s, g_s, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr):
-    """Begins the product of the values with the gradients of a step."""
+def begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
+    """Begins the product of the values with the gradients of a step, less delta: with that in the sums, no register is for it.
+
+    What it starts from is there before the scores are waited for.
+    """
+    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
+    scores = warpgroup_mma_wait(0, deps=[scores])
     grads = g_s.index(step % 2).reshape([64, BLOCK_V])
-    return warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), zero, use_acc=False, is_async=True)
+    return scores, warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), less, is_async=True)
 
 
 @gluon.jit
@@ -94,13 +99,12 @@ def begin_before(slope_s, k_s, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.const
 
 
 @gluon.jit
-def add_before(acc, dq_view, before, dq_s, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
-    """Adds dQ of the step before to memory; the copy engine has read what was added last."""
-    batch, head, first = before
+def add_before(acc, dq_view, batch, head, before, dq_s, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Adds dQ of the step before, whose first query that is; the copy engine has read what was added last."""
     dq_s.index(SLOT).reshape([64, BLOCK_D // 2]).store(acc)
     fence_async_shared()
     meet()
-    add_tile(dq_view, [batch, head, 0, first, SLOT * (BLOCK_D // 2)], dq_s.index(SLOT))
+    add_tile(dq_view, [batch, head, 0, before, SLOT * (BLOCK_D // 2)], dq_s.index(SLOT))
 
 
 @gluon.jit
@@ -113,6 +117,8 @@ def fold_gradients(
     more,
     before,
     dq_view,
+    batch,
+    head,
     shared,
     SLOT: gl.constexpr,
     BLOCK_D: gl.constexpr,
@@ -123,14 +129,13 @@ def fold_gradients(
     HALVES: gl.constexpr,
 ):
     """What a step adds, of the weights p (64 keys, 64 queries): dK, dV, and the step before to dQ; begins the next scores."""
-    k_s, q_s, g_s, slope_s, dq_s, delta_s, full, done = shared
+    k_s, q_s, g_s, slope_s, dq_s, full, done = shared
     place = step % 2
     other = (step + 1) % 2
     zero = gl.zeros([64, 64], gl.float32, SCORES)
     dv = warpgroup_mma(gl.convert_layout(p.to(q_s.dtype), VALUES), g_s.index(place).reshape([64, BLOCK_V]), dv, is_async=True)
-    delta = delta_s.index(place).load(gl.SliceLayout(0, SCORES))
     slopes = warpgroup_mma_wait(1, deps=[slopes])
-    slopes = (p * (slopes - delta[None, :])).to(q_s.dtype)
+    slopes = (p * slopes).to(q_s.dtype)
     mbarrier.wait(done.index(other), ((step + 1) // 2 & 1) ^ 1)
     slope_s.index(other * 2 + SLOT).store(slopes)
     tma.store_wait(0)
@@ -142,20 +147,19 @@ def fold_gradients(
     scores = begin_scores(k_s, q_s, full, step + 1, more, zero, SLOT, BLOCK_D)
     acc = warpgroup_mma_wait(1, deps=[acc])
     mbarrier.arrive(done.index(place))
-    if step > 0:
-        add_before(acc, dq_view, before, dq_s, SLOT, BLOCK_D)
+    if before >= 0:
+        add_before(acc, dq_view, batch, head, before, dq_s, SLOT, BLOCK_D)
     return scores, dk, dv
 
 
 @gluon.jit
-def finish_before(step, before, dq_view, shared, SLOT: gl.constexpr, BLOCK_D: gl.constexpr, HALVES: gl.constexpr):
-    """Adds dQ of the last step."""
-    k_s, _, _, slope_s, dq_s, _, _, done = shared
-    if step > 0:
+def finish_before(step, before, dq_view, batch, head, shared, SLOT: gl.constexpr, BLOCK_D: gl.constexpr, HALVES: gl.constexpr):
+    """Adds dQ of the last step of a head."""
+    k_s, _, _, slope_s, dq_s, _, done = shared
+    if before >= 0:
         mbarrier.wait(done.index((step + 1) % 2), ((step + 1) // 2 & 1) ^ 1)
         acc = begin_before(slope_s, k_s, step, gl.zeros([64, BLOCK_D // 2], gl.float32, HALVES), SLOT, BLOCK_D)
         acc = warpgroup_mma_wait(0, deps=[acc])
         tma.store_wait(0)
         meet()
-        add_before(acc, dq_view, before, dq_s, SLOT, BLOCK_D)
-    tma.store_wait(0)
+        add_before(acc, dq_view, batch, head, before, dq_s, SLOT, BLOCK_D)

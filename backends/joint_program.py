@@ -107,6 +107,7 @@ class Joint(BySegment, Keys):
 
     def _consumer(self, segments: list[Segment]) -> list[str]:
         first = "tile * ROWS + SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, {}))"
+        finish = "finish_before(step, before, dq_view, batch, head, shared, SLOT, BLOCK_D, HALVES)"
         steps = [line for name, atom in self.atoms for line in self._atom_setup(name, atom)]
         for segment in segments:
             steps += self._segment(segment)
@@ -126,11 +127,11 @@ class Joint(BySegment, Keys):
             f"k = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
             "dk = gl.zeros([64, BLOCK_D], gl.float32, OF_KEYS)",
             "dv = gl.zeros([64, BLOCK_V], gl.float32, OF_VALUES)",
-            "shared = k_s, q_s, g_s, slope_s, dq_s, delta_s, full, done",
-            "step, last, last_head = 0, 0, 0",
+            "shared = k_s, q_s, g_s, slope_s, dq_s, full, done",
+            "step = 0",
             "mbarrier.wait(kept.index(0), 0)",
-            *self._members(steps),
-            "finish_before(step, (batch, last_head, last), dq_view, shared, SLOT, BLOCK_D, HALVES)",
+            *self._members(["before = -1", *steps, finish]),
+            "tma.store_wait(0)",
             *self._stored("dk", "OF_KEYS", "BLOCK_D", "HEAD_DIM", first),
             *self._stored("dv", "OF_VALUES", "BLOCK_V", "VALUE_DIM", first),
         ]
@@ -156,17 +157,16 @@ class Joint(BySegment, Keys):
                 f"p = gl.exp2(gl.where((k < n) & {held}, scores * factor - norm[None, :], float('-inf')))",
             ]
         return [
-            *segment.tile,
+            *(segment.tile if masked else segment.free),
             "first = (J * COLUMNS).to(tl.int32)",
-            "scores = warpgroup_mma_wait(0, deps=[scores])",
-            "slopes = begin_slopes(v_s, g_s, step, zero, SLOT, BLOCK_V)",
+            "scores, slopes = begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT, BLOCK_V, SCORES)",
             "norm = norm_s.index(step % 2).load(LINE)",
             *weights,
             "scores, dk, dv = fold_gradients(",
-            "    p, slopes, dk, dv, step, t + 1 < end, (batch, last_head, last), dq_view, shared,",
+            "    p, slopes, dk, dv, step, t + 1 < end, before, dq_view, batch, head, shared,",
             "    SLOT, BLOCK_D, BLOCK_V, SCORES, KEYS, VALUES, HALVES,",
             ")",
-            "step, last, last_head = step + 1, first, head",
+            "step, before = step + 1, first",
         ]
 
     def _stored(self, name: str, layout: str, block: str, dim: str, first: str) -> list[str]:

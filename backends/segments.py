@@ -15,13 +15,14 @@ from .triton_program import Program, kinds
 class Segment:
     """Tiles that one pipeline of products runs over: the ``masked`` ones of ``total`` come first.
 
-    ``setup`` computes both, ``tile`` the ``t``-th tile J.
+    ``setup`` computes both, ``tile`` the ``t``-th tile J, and ``free`` that of those which are not masked.
     """
 
     setup: list[str]
     masked: str
     total: str
     tile: list[str]
+    free: list[str]
     mask: Scalar
     guards: list[str]
     view: View
@@ -48,15 +49,16 @@ class BySegment(Program):
                 if not loops:
                     return []
                 setup += self._counts(key, masked + free)
-                counts = [f"count_{key}{j}" for j in range(len(loops))]
+                counts, first = [f"count_{key}{j}" for j in range(len(loops))], len(masked)
                 return [
                     Segment(
                         setup,
-                        " + ".join(counts[: len(masked)]) or "0",
+                        " + ".join(counts[:first]) or "0",
                         " + ".join(counts),
                         self._nth(key, loops),
+                        self._nth(key, loops, first),
                         mask,
-                        [self._guard(key, j, loops) for j in range(len(masked)) if loops[j].guard != TRUE],
+                        [self._guard(key, j, loops) for j in range(first) if loops[j].guard != TRUE],
                         view,
                     )
                 ]
@@ -72,7 +74,7 @@ class BySegment(Program):
                     count = f"length_{i}{kind}"
                     masked_count = "0" if wanted is None else count
                     tile = [f"J = tl.load(list_{i}{kind}_at + t)"]
-                    found.append(Segment(setup, masked_count, count, tile, phase.mask, [], View()))
+                    found.append(Segment(setup, masked_count, count, tile, tile, phase.mask, [], View()))
                 return found
             case Gather() | Picked():
                 raise AssertionError("pairs one by one are not for the copy engine")

@@ -382,13 +382,13 @@ class Program:
                 ]
         return lines
 
-    def _nth(self, key: str, loops: list[Loop]) -> list[str]:
-        """J, the t-th tile of all loops."""
-        lines, before = [], ""
-        for j, loop in enumerate(loops):
+    def _nth(self, key: str, loops: list[Loop], first: int = 0) -> list[str]:
+        """J, the t-th tile of all loops, which is none of those before the ``first``."""
+        lines, before = [], " + ".join(f"count_{key}{j}" for j in range(first))
+        for j, loop in enumerate(loops[first:], first):
             offset = f"t - ({before})" if before else "t"
             value = f"start_{key}{j} + {loop.step} * ({offset})"
-            lines.append(f"J = {value}" if not before else f"J = tl.where(t >= {before}, {value}, J)")
+            lines.append(f"J = {value}" if j == first else f"J = tl.where(t >= {before}, {value}, J)")
             before = f"{before} + count_{key}{j}" if before else f"count_{key}{j}"
         return lines
 

@@ -342,6 +342,7 @@ def names(program, grid):
     layouts = ("NVMMADistributedLayout", "SliceLayout", "BlockedLayout", "DotOperandLayout", "SwizzledSharedLayout")
     gl = {name: lambda *_: None for name in layouts} | {
         "convert_layout": lambda x, _: x,
+        "broadcast": lambda *tiles: [Tile(x) for x in np.broadcast_arrays(*map(plain, tiles))],
         "multiple_of": lambda x, _: x,
         "static_range": range,
         "allocate_shared_memory": block.allocate,
