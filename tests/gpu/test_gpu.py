@@ -513,6 +513,42 @@ def test_repeated_calls(backend):
     assert len({out.data_ptr() for out in found}) == len(found)
 
 
+def laid_out(how, turn):
+    """Queries, keys and values (1, 16, 512, 128), which begin or lie elsewhere than those of an earlier call."""
+    if how == "turned":
+        return [torch.randn(1, 512, 16, 128, device="cuda").bfloat16().transpose(1, 2) for _ in range(3)]
+    first = {"plain": 0, "64 on": 64 * turn, "not aligned": 1 + turn}[how]
+    memory = torch.randn(3, 1 << 21, device="cuda").bfloat16()
+    return [t[first:][: 16 * 512 * 128].view(1, 16, 512, 128) for t in memory]
+
+
+@pytest.mark.parametrize("backend", ["triton", "gluon"])
+def test_repeated_calls_and_gradients(backend):
+    """Against dense attention in float32: the same call again, in other memory, in other layouts, with other scales."""
+    if backend == "gluon" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    attention, future = pc.compile("causal", backend=backend), torch.ones(512, 512, device="cuda", dtype=torch.bool).triu(1)
+    for turn in range(3):
+        for how in ("plain", "64 on", "not aligned", "turned"):
+            for scale in (None, 0.3, -0.1):
+                given = laid_out(how, turn)
+                leaves, wide = (
+                    [t.detach().to(dtype).requires_grad_() for t in given] for dtype in (torch.bfloat16, torch.float32)
+                )
+                scores = (wide[0] @ wide[1].transpose(-1, -2)) * (128**-0.5 if scale is None else scale)
+                expected = scores.masked_fill(future, -torch.inf).softmax(-1) @ wide[2]
+                with torch.no_grad():
+                    found = attention(*given, scale=scale)
+                torch.testing.assert_close(
+                    found.float(), expected, atol=0.04, rtol=0.02, msg=lambda said: f"{turn} {how}: {said}"
+                )
+                grad = torch.randn_like(found)
+                out = torch.autograd.grad(attention(*leaves, scale=scale), leaves, grad)
+                for name, one, other in zip("qkv", out, torch.autograd.grad(expected, wide, grad.float()), strict=True):
+                    error = (one.float() - other).abs().max() / other.abs().max()
+                    assert error < 0.03, (turn, how, scale, name, error)
+
+
 def test_repeated_calls_in_a_cuda_graph():
     q, k, v = torch.randn(3, 1, 4, 512, 64, device="cuda").bfloat16()
     attention = pc.compile("causal")
