@@ -539,9 +539,8 @@ def test_repeated_calls_and_gradients(backend):
                 expected = scores.masked_fill(future, -torch.inf).softmax(-1) @ wide[2]
                 with torch.no_grad():
                     found = attention(*given, scale=scale)
-                torch.testing.assert_close(
-                    found.float(), expected, atol=0.04, rtol=0.02, msg=lambda said: f"{turn} {how}: {said}"
-                )
+                error = (found.float() - expected).abs().max()
+                assert error < 0.05, (turn, how, scale, error)
                 grad = torch.randn_like(found)
                 out = torch.autograd.grad(attention(*leaves, scale=scale), leaves, grad)
                 for name, one, other in zip("qkv", out, torch.autograd.grad(expected, wide, grad.float()), strict=True):
