@@ -13,7 +13,7 @@ from patternc.lower.plan import HeadPlan, Tile
 
 from .printer import triton
 from .segments import BySegment, Segment
-from .triton_program import Keys, Queries
+from .triton_program import Keys, Program, Queries
 
 _SHARED = ("k_s", "v_s", "q_s", "g_s", "slope_s", "dq_s", "norm_s", "delta_s", "kept", "full", "done")
 
@@ -32,7 +32,7 @@ class Joint(BySegment, Keys):
     tile = "JOINT_ROWS", "JOINT_COLUMNS"
     pointers = ("q_view", "g_view", "k_view", "v_view", "dq_view", "norm_ptr", "delta_ptr", "dk_ptr", "dv_ptr")
     strides = ()
-    constants = Keys.constants[: -len(("PREFIX", "CARRY", "LAST"))]
+    constants = Program.constants
     options = "specialised(rows)"
     described = "shared_view"
     always_copied = True

@@ -657,11 +657,11 @@ class Keys(Program):
     kind = "keys"
     lists = "key_lists"
     tile = "KEY_ROWS", "KEY_COLUMNS"
-    pointers = (
+    pointers: tuple[str, ...] = (
         *("q_view", "g_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr"),
         *("dk_ptr", "dv_ptr", "dk_prior", "dv_prior"),
     )
-    strides = tuple(f"stride_{t}{axis}" for t in "qkvg" for axis in "bhnd")
+    strides: tuple[str, ...] = tuple(f"stride_{t}{axis}" for t in "qkvg" for axis in "bhnd")
     lengths = ("n", "n_q", "heads", "run_heads", "splits")
     constants = (*Program.constants, "PREFIX", "CARRY", "LAST")
 
