@@ -244,7 +244,7 @@ def explain(
             console.print()
             console.print(choices.render(where))
             console.print(Text("\nplan chosen", "bold dim"))
-            console.print(Text(str(choices.chosen.plan)), soft_wrap=True)
+            console.print(Text(str(choices.plan)), soft_wrap=True)
 
 
 def _planner(backend: str | None, head_dim: int, n: int | None, measure: bool) -> Callable[[Pattern], Choices]:
@@ -299,7 +299,7 @@ def _plans_json(plans: list[tuple[str, Choices]]) -> dict[str, Any]:
     if not plans:
         return {}
     choices = [{"where": where, **found.to_json()} for where, found in plans]
-    return {"plan": [str(found.chosen.plan) for _, found in plans], "choices": choices}
+    return {"plan": [str(found.plan) for _, found in plans], "choices": choices}
 
 
 @main.command(short_help="Draw the mask, here or as an SVG file.")

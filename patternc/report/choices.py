@@ -16,12 +16,12 @@ from rich.text import Text
 from patternc.analysis.members import spans
 from patternc.backend import Request, backend_named
 from patternc.lower.cost import LANES, REFERENCE_LENGTH
-from patternc.lower.plan import Gather, HeadPlan, Listed, Tile, Walk
+from patternc.lower.plan import Gather, HeadPlan, Listed, Plan, Tile, Walk
 from patternc.lower.views import Choice
 from patternc.pattern import Pattern
 from patternc.relation import IDENTITY, View
 from patternc.report.bars import milliseconds
-from patternc.runtime.compile import Candidate, HeadChoices, candidates, complete, serving
+from patternc.runtime.compile import Candidate, HeadChoices, candidates, complete, plan_for, serving
 from patternc.runtime.loader import load
 
 _NUMBERS = ("cost", "ratio", "ms", "apart", "together")
@@ -55,12 +55,16 @@ class Times:
 
 @dataclass(frozen=True)
 class Choices:
-    """What there was to choose from for one layer, the chosen candidate first; with times where they were measured."""
+    """What there was to choose from for one layer, the chosen candidate first; with times where they were measured.
+
+    ``plan`` is what runs: the chosen candidate's, with its gradients.
+    """
 
     pattern: str
     backend: str
     request: Request
     candidates: tuple[Candidate, ...]
+    plan: Plan
     times: Times | None = None
 
     @property
@@ -169,7 +173,8 @@ class Choices:
 
 def choices(pattern: Pattern, backend: str, request: Request) -> Choices:
     """What a backend chooses from for a request, for a pattern whose layers are alike."""
-    return Choices(str(pattern), backend, request, candidates(pattern, None, backend, request))
+    found, plan = candidates(pattern, None, backend, request), plan_for(pattern, None, backend, request)
+    return Choices(str(pattern), backend, request, found, plan)
 
 
 def measured(

@@ -53,6 +53,9 @@ class Several:
     def key_tile(self, request: Request) -> Tile:  # noqa: ARG002
         return Tile(64, 32)
 
+    def joint_tile(self, request: Request) -> None:  # noqa: ARG002
+        return None
+
     def emit(self, plan: object) -> str:
         raise NotImplementedError
 
@@ -79,7 +82,7 @@ def test_the_first_is_what_runs(text: str, name: str, request_: Request) -> None
     pattern = pc.parse(text)
     found = candidates(pattern, None, name, request_)
     plan = plan_for(pattern, None, name, request_)
-    assert found[0].plan == replace(plan, key_tile=None, keys=(), query_tile=None, queries=())
+    assert found[0].plan == replace(plan, key_tile=None, keys=(), query_tile=None, queries=(), joint_tile=None, joint=None)
     assert (plan.key_tile is None) == (name == "torch")
     assert name != "several" or plan.query_tile == Tile(16, 64)
     assert [one.cost for one in found] == sorted(one.cost for one in found)
@@ -191,7 +194,7 @@ def test_the_text() -> None:
     few, far = Choice(View(few=True), 1_000, 2_000), Choice(View(stride=256), 3_000, 40_000)
     first = made(text, Tile(64, 64), 5_000, few, far)
     second = made(text, Tile(128, 64), 8_125, replace(far, alone=90_000, merged=50_000))
-    found = Choices(text, "several", DEFAULT_REQUEST, (first, second))
+    found = Choices(text, "several", DEFAULT_REQUEST, (first, second), first.plan)
     assert lines(rendered(found)) == TEXT.splitlines()
     timed = Times("a device", 1, 16, 4096, (Time(0.25), Time(None, "OutOfMemory: it is too large")))
     measured = rendered(replace(found, times=timed))
