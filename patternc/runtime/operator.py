@@ -176,25 +176,16 @@ def _forward(
     return _run(module_of(program, layer, backend, q, v), q, k, v, inputs, chosen, program, layer, backend, scale)
 
 
-def _run(
-    module: Any,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    inputs: list[Tensor],
-    chosen: list[Tensor],
-    program: str,
-    layer: int,
-    backend: str,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def _run(module: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """`_forward` by the kernel ``module``; ``rest`` is what it takes besides."""
+    inputs, chosen, program, layer, backend, scale = rest
     try:
         out, lse = module.forward(q, k, v, _by_name(module, inputs, scores=False) if inputs else {}, chosen, scale)
     except Exception as error:
         if backend or not _from_compiler(error):
             raise
         _give_up(program, layer, q, v, error)
-        return _forward(q, k, v, inputs, chosen, program, layer, backend, scale)
+        return _forward(q, k, v, *rest)
     return out, lse
 
 
