@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from patternc.diagnostics import PatternError
-from patternc.lower.cost import work
+from patternc.lower.cost import REFERENCE_LENGTH, row_tiles, work
 from patternc.lower.normalise import AtomTable, Part, disjoint_parts, without
 from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Plan, Selection, Tile, Walk
 from patternc.lower.views import split
@@ -59,13 +59,20 @@ def with_joint(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = Non
     groups = _groups(pattern, layer)
     if len(groups) > 1 or plan.key_tile is None:
         return plan
-    (group,) = _lowered(pattern, groups, tile, views=False, splits=False, inverse=True)
-    if not all(isinstance(phase, Walk | Listed) for phase in group.phases):
+    least = JOINT_TILES * row_tiles(tile.rows, IDENTITY, REFERENCE_LENGTH) * tile.rows * tile.columns
+    most = JOINT_AREA * _area(plan, plan.keys, plan.key_tile)
+    if least > most:
         return plan
-    one, two = (work(replace(plan, heads=h, tile=t)) for h, t in (((group,), tile), (plan.keys, plan.key_tile)))
-    area, other = ((w.full + w.partial) * t.rows * t.columns for w, t in ((one, tile), (two, plan.key_tile)))
-    worth = one.full + one.partial >= JOINT_TILES * one.rows and area <= JOINT_AREA * other
+    (group,) = _lowered(pattern, groups, tile, views=False, splits=False, inverse=True)
+    tiles = all(isinstance(phase, Walk | Listed) for phase in group.phases)
+    worth = tiles and least <= _area(plan, (group,), tile) <= most
     return replace(plan, joint_tile=tile, joint=group) if worth else plan
+
+
+def _area(plan: Plan, passes: tuple[HeadPlan, ...], tile: Tile) -> float:
+    """The pairs in all tiles that passes walk, at the reference length."""
+    done = work(replace(plan, heads=passes, tile=tile))
+    return (done.full + done.partial) * tile.rows * tile.columns
 
 
 def _groups(pattern: Pattern, layer: int | None) -> dict[Meaning, list[int]]:
