@@ -1,4 +1,4 @@
-"""The Gluon backend: `emit_triton` with warp-specialised forward passes, on NVIDIA GPUs of the Hopper generation."""
+"""The Gluon backend: `emit_triton` with warp-specialised kernels, on NVIDIA GPUs of the Hopper generation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _can_add() -> bool:
 
 
 class GluonBackend(TritonBackend):
-    """Hopper GPUs: the output by warp-specialised kernels, gradients as in `TritonBackend`."""
+    """Hopper GPUs: the output, and gradients of long rows, by warp-specialised kernels; all else as in `TritonBackend`."""
 
     name = "gluon"
     rank = 30

@@ -7,8 +7,6 @@ with the keys of a tile before the product with the values of the tile before, a
 
 from __future__ import annotations
 
-from textwrap import indent
-
 from patternc.lower.cost import REFERENCE_LENGTH, visited
 from patternc.lower.plan import HeadPlan, Tile, Walk
 from patternc.relation import View
@@ -28,8 +26,6 @@ _BARRIERS = {
     "v_empty": "ROWS // 64",
 }
 """What is waited for, with the number of arrivals: rings of places for queries, for keys and for values."""
-
-_SHARED = ("q_s", "k_s", "v_s", *_BARRIERS)
 
 _WIDE = "WIDE: tl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])"
 """Rows as they lie in memory, 16 bytes a thread."""
@@ -79,6 +75,7 @@ class Specialised(BySegment, Forward):
     always_copied = True
     drawn_from_table = True
     tables = "row_table"
+    shared = ("q_s", "k_s", "v_s", *_BARRIERS)
     _program = "work % width", "work // width"
     _programs = "width", "height"
 
@@ -89,42 +86,18 @@ class Specialised(BySegment, Forward):
             self.grid = "(width * height, 1, 1)"
 
     def source(self) -> str:
-        """Three functions: the copies, the consumers, and the kernel that starts both."""
-        values, unspecialised = self._signature()
-        plain = [name for name in values if not name.endswith("_view")]
-        shared = ", ".join(_SHARED)
-        typed = ", ".join(f"{c}: tl.constexpr" for c in self.constants)
+        values, _ = self._signature()
         segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
-        producer = [f"{shared}, {', '.join(values)}", ", ".join(self.constants)]
-        consumer = [f"{shared}, {', '.join(plain)}", ", ".join(self.constants)]
-        heads = {
-            "copies": f"{shared}, {', '.join(values)},\n    {typed}",
-            "consumer": f"SLOT: tl.constexpr, {shared}, {', '.join(plain)},\n    {typed}",
-        }
-        bodies = {"copies": self._copies(segments), "consumer": self._consumer(segments)}
-        parts = [
-            f"@gluon.jit\ndef {self.name}_{part}(\n    {heads[part]}\n):\n" + indent("\n".join(body), "    ")
-            for part, body in bodies.items()
-        ]
-        started = [f"({self.name}_consumer, ({i}, {', '.join(consumer)}))" for i in range(self.consumers)]
-        started.append(f"({self.name}_copies, ({', '.join(producer)}))")
-        main = [
+        memory = [
             "ELEMENT: tl.constexpr = q_ptr.dtype.element_ty",
             "q_s = gl.allocate_shared_memory(ELEMENT, [PLACES * ROWS // 64, 64, BLOCK_D], rows_layout(64, BLOCK_D, ELEMENT))",
             "k_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_D], k_view.layout)",
             "v_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_V], v_view.layout)",
             *(f"{name} = barriers({'PLACES' if name[0] == 'q' else 'STAGES'}, {count})" for name, count in _BARRIERS.items()),
-            "fence_async_shared()",
-            "gl.warp_specialize(",
-            "    [",
-            *(f"        {start}," for start in started),
-            "    ],",
-            f"    {[4] * self.consumers!r},",
-            f"    {[232] * (self.consumers - 1) + [40]!r},",
-            ")",
         ]
-        head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
-        return "\n\n\n".join([*parts, head + indent("\n".join(main), "    ")])
+        registers = [232] * (self.consumers - 1) + [40]
+        plain = [name for name in values if not name.endswith("_view")]
+        return self._warpgroups(self._copies(segments), self._consumer(segments), memory, registers, plain)
 
     def _scalars(self) -> list[str]:
         return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]

@@ -7,15 +7,11 @@ memory costs, so a plan has it only for rows that are long (`patternc.lower.phas
 from __future__ import annotations
 
 from dataclasses import replace
-from textwrap import indent
 
 from patternc.lower.plan import HeadPlan, Tile
 
-from .printer import triton
 from .segments import BySegment, Segment
 from .triton_program import Keys, Program, Queries
-
-_SHARED = ("k_s", "v_s", "q_s", "g_s", "slope_s", "dq_s", "norm_s", "delta_s", "kept", "full", "done")
 
 
 class Norms(Queries):
@@ -35,26 +31,15 @@ class Joint(BySegment, Keys):
     constants = Program.constants
     options = "specialised(rows)"
     described = "shared_view"
-    always_copied = True
+    shared = ("k_s", "v_s", "q_s", "g_s", "slope_s", "dq_s", "norm_s", "delta_s", "kept", "full", "done")
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)
         self.start = Norms(index, replace(group, atoms=(), phases=(), last=False), tile, (), source)
 
     def source(self) -> str:
-        """Three functions: the copies, the consumers, and the kernel that starts both."""
-        values, unspecialised = self._signature()
-        shared = ", ".join(_SHARED)
-        typed = ", ".join(f"{c}: tl.constexpr" for c in self.constants)
         segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
-        given = f"{shared}, {', '.join(values)},\n    {typed}"
-        parts = [
-            f"@gluon.jit\ndef {self.name}_copies(\n    {given}\n):\n" + indent("\n".join(self._copies(segments)), "    "),
-            f"@gluon.jit\ndef {self.name}_consumer(\n    SLOT: tl.constexpr, {given}\n):\n"
-            + indent("\n".join(self._consumer(segments)), "    "),
-        ]
-        passed = f"{shared}, {', '.join(values)}, {', '.join(self.constants)}"
-        main = [
+        memory = [
             "ELEMENT: tl.constexpr = dk_ptr.dtype.element_ty",
             "LINE: tl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])",
             *(
@@ -66,34 +51,22 @@ class Joint(BySegment, Keys):
             "norm_s = gl.allocate_shared_memory(tl.float32, [2, 64], LINE)",
             "delta_s = gl.allocate_shared_memory(tl.float32, [2, 64], LINE)",
             "kept, full, done = barriers(1, 1), barriers(2, 2), barriers(2, 2)",
-            "fence_async_shared()",
-            "gl.warp_specialize(",
-            "    [",
-            *(f"        ({self.name}_consumer, ({slot}, {passed}))," for slot in range(2)),
-            f"        ({self.name}_copies, ({passed})),",
-            "    ],",
-            "    [4, 4],",
-            "    [240, 24],",
-            ")",
         ]
-        head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
-        return "\n\n\n".join([*parts, head + indent("\n".join(main), "    ")])
+        return self._warpgroups(self._copies(segments), self._consumer(segments), memory, [240, 24])
 
     def _members(self, inner: list[str]) -> list[str]:
         """The steps for the query heads that share the key head."""
-        head = ["head = kv * sharing + member", "at_base = (b64 * heads + head) * n_q"]
-        return ["for member in range(0, sharing):", *("    " + line for line in [*head, *inner])]
+        return ["for member in range(0, sharing):", *("    " + line for line in ["head = kv * sharing + member", *inner])]
 
     def _copies(self, segments: list[Segment]) -> list[str]:
-        steps: list[str] = []
+        steps = ["at_base = (b64 * heads + head) * n_q", "norm_at, delta_at = norm_ptr + at_base, delta_ptr + at_base"]
         for segment in segments:
             steps += [
                 *self._turns(segment),
                 "for t in range(begin, end):",
                 *("    " + line for line in segment.tile),
                 "    first = (J * COLUMNS).to(tl.int32)",
-                "    at = norm_ptr + at_base, delta_ptr + at_base",
-                "    copy_queries(q_view, g_view, batch, head, first, n, *at, shared, step, BLOCK_D, BLOCK_V)",
+                "    copy_queries(q_view, g_view, batch, head, first, n, norm_at, delta_at, shared, step, BLOCK_D, BLOCK_V)",
                 "    step += 1",
             ]
         return [
@@ -150,9 +123,8 @@ class Joint(BySegment, Keys):
         weights = ["p = gl.exp2(scores * factor - norm[None, :])"]
         if masked:
             held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
-            columns = triton(segment.view.key, {"u": "(first + gl.arange(0, COLUMNS, LINE))"})
             weights = [
-                f"q = ({columns})[None, :]{'.to(tl.int64)' if self.wide else ''}",
+                f"q = (first + gl.arange(0, COLUMNS, LINE))[None, :]{'.to(tl.int64)' if self.wide else ''}",
                 "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
                 f"p = gl.exp2(gl.where((k < n) & {held}, scores * factor - norm[None, :], float('-inf')))",
             ]

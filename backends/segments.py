@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import indent
 
 from patternc.lower.plan import Gather, Listed, Phase, Picked, Walk
 from patternc.relation import View
@@ -30,6 +32,44 @@ class Segment:
 
 class BySegment(Program):
     """A program whose warpgroups agree on tiles without a word: each computes which there are."""
+
+    shared: tuple[str, ...] = ()
+    """What its warpgroups have in shared memory."""
+    consumers = 2
+    """The warpgroups that multiply, beside the one that copies."""
+
+    def _warpgroups(
+        self, copies: list[str], consumer: list[str], memory: list[str], registers: list[int], consumed: Sequence[str] = ()
+    ) -> str:
+        """Three functions: the copies, the consumers, and the kernel that starts both.
+
+        ``memory`` allocates what is shared, ``registers`` are those of a thread of every warpgroup but the first, and
+        ``consumed`` are the parameters that consumers take: all by default.
+        """
+        values, unspecialised = self._signature()
+        shared, typed = ", ".join(self.shared), ", ".join(f"{c}: tl.constexpr" for c in self.constants)
+        names = {"copies": values, "consumer": consumed or values}
+        given = {part: f"{shared}, {', '.join(some)}" for part, some in names.items()}
+        heads = {"copies": given["copies"], "consumer": f"SLOT: tl.constexpr, {given['consumer']}"}
+        parts = [
+            f"@gluon.jit\ndef {self.name}_{part}(\n    {heads[part]},\n    {typed}\n):\n" + indent("\n".join(body), "    ")
+            for part, body in {"copies": copies, "consumer": consumer}.items()
+        ]
+        constants = ", ".join(self.constants)
+        main = [
+            *memory,
+            "fence_async_shared()",
+            "gl.warp_specialize(",
+            "    [",
+            *(f"        ({self.name}_consumer, ({slot}, {given['consumer']}, {constants}))," for slot in range(self.consumers)),
+            f"        ({self.name}_copies, ({given['copies']}, {constants})),",
+            "    ],",
+            f"    {[4] * self.consumers!r},",
+            f"    {registers!r},",
+            ")",
+        ]
+        head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
+        return "\n\n\n".join([*parts, head + indent("\n".join(main), "    ")])
 
     def _segments(self, i: int, phase: Phase) -> list[Segment]:
         match phase:
