@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import threading
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from triton.runtime.jit import JITFunction
 
@@ -403,6 +405,29 @@ def functions(module, program, grid):
         if isinstance(value, JITFunction):
             exec(compiled(value), found)
     return found
+
+
+@contextmanager
+def launched(module, **stand_ins):
+    """Launches of a module run here; their kernels' names are in the list that this gives.
+
+    Memory that nothing has written holds NaN. ``stand_ins`` are other functions of the module, by their names.
+    """
+    names = []
+
+    def launch(kernel, grid, case, given, options):
+        names.append(kernel.__name__)
+        run(module, kernel, grid, given)
+
+    filled = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in {"launch": launch, "processors": lambda device: 3, **stand_ins}.items():
+            patch.setattr(module, name, function)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield names
+        finally:
+            torch.use_deterministic_algorithms(filled)
 
 
 def run(module, kernel, grid, given):

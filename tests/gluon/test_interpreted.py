@@ -34,20 +34,10 @@ def forward(text, call, tile, processors=3, scale=0.25):
     pattern = pc.parse(text)
     plan = complete(lower(pattern, tile, None, views=True, splits=True), pattern, None, "gluon", REQUEST)
     module = load(backend_named("gluon").emit(plan))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "processors", lambda device: processors)
-        patch.setattr(
-            module, "launch", lambda kernel, grid, case, given, options: gluon_interpreter.run(module, kernel, grid, given)
-        )
-        patch.setattr(module, "merged", merged)
-        kinds = {name: kind for name, kind, _ in module.INPUTS}
-        inputs = {name: t for name, t in call.inputs.items() if kinds[name] != "scores"}
-        filled = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(True)  # memory that nothing has written holds NaN
-        try:
-            return module.forward(call.q, call.k, call.v, inputs, [], scale)
-        finally:
-            torch.use_deterministic_algorithms(filled)
+    kinds = {name: kind for name, kind, _ in module.INPUTS}
+    inputs = {name: t for name, t in call.inputs.items() if kinds[name] != "scores"}
+    with gluon_interpreter.launched(module, processors=lambda device: processors, merged=merged):
+        return module.forward(call.q, call.k, call.v, inputs, [], scale)
 
 
 def check(text, tile, scale=0.25, processors=3, **shape):

@@ -32,23 +32,11 @@ def example(n, n_q, heads, kv_heads=1, batch=1, lists=1, **scores):
     return q, k, {name: torch.randn(lists, of, n_q, n, generator=generator) for name, of in scores.items()}
 
 
-def forward(module, q, k, inputs, kernels):
-    """Output and log-sum-exp; the names of the kernels that are run are appended to ``kernels``."""
-
-    def launch(kernel, grid, case, given, options):
-        kernels.append(kernel.__name__)
-        gluon_interpreter.run(module, kernel, grid, given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "launch", launch)
-        patch.setattr(module, "processors", lambda device: 3)
-        patch.setattr(module, "fits_latent", lambda members, q, k, v, blocks: members >= 64)  # of numbers of any size
-        torch.use_deterministic_algorithms(True)  # memory that nothing has written holds NaN
-        try:
-            chosen = module.selections(q, k, inputs)
-            return module.forward(q, k, k[..., :VALUE_DIM], {}, chosen, SCALE)
-        finally:
-            torch.use_deterministic_algorithms(False)
+def forward(module, q, k, inputs):
+    """Output and log-sum-exp, and the names of the kernels that are run."""
+    wide = {"fits_latent": lambda members, q, k, v, blocks: members >= 64}  # of numbers of any size
+    with gluon_interpreter.launched(module, **wide) as kernels:
+        return *module.forward(q, k, k[..., :VALUE_DIM], {}, module.selections(q, k, inputs), SCALE), kernels
 
 
 def dense(text, q, k, inputs):
@@ -71,8 +59,7 @@ def dense(text, q, k, inputs):
 
 
 def check(text, q, k, inputs, wanted=None, change=lambda source: source):
-    kernels = []
-    out, lse = forward(loaded(text, change), q, k, inputs, kernels)
+    out, lse, kernels = forward(loaded(text, change), q, k, inputs)
     wanted = wanted or dense(text, q, k, inputs)
     torch.testing.assert_close(out.double(), wanted[0], atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(lse.double(), wanted[1], atol=2e-5, rtol=2e-5)

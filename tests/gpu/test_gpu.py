@@ -120,6 +120,13 @@ def test_lists_of_keys(text, shape, deterministic):
         torch.use_deterministic_algorithms(False)
 
 
+def recorded(module, patch):
+    """The names of the kernels that a module launches from now on."""
+    names, own = [], module.launch
+    patch.setattr(module, "launch", lambda kernel, *rest: names.append(kernel.__name__) or own(kernel, *rest))
+    return names
+
+
 def latent(text, **shape):
     """A call with keys whose first 512 dims are the values, and one list for all heads of a key head."""
     call = random_call(text, head_dim=576, value_dim=512, **shape)
@@ -145,11 +152,9 @@ def test_latent_attention(text, shape, dtype):
         t[:, :, 5:9] = -torch.inf  # queries without keys
     if serving(pc.parse(text), None, operator.request_of(q, v)) != "gluon":
         pytest.skip("another generation of GPUs")
-    module, names = operator.module_of(str(pc.parse(text)), 0, "gluon", q, v), []
+    module = operator.module_of(str(pc.parse(text)), 0, "gluon", q, v)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "launch", lambda kernel, *rest, own=module.launch: names.append(kernel.__name__) or own(kernel, *rest)
-        )
+        names = recorded(module, patch)
         assert_matches_dense(text, q, k, v, backend="gluon", **scores)
     assert {name for name in names if "g0" in name} >= {"latent_g0"}
     assert not any(name.startswith("picked_g") for name in names)
@@ -472,11 +477,9 @@ def test_gradients_at_once(text, shape, head_dim, dtype):
     call = random_call(text, head_dim=head_dim, dtype=dtype, device="cuda", **shape)
     if serving(pc.parse(text), None, operator.request_of(call.q, call.v)) != "gluon":
         pytest.skip("another generation of GPUs")
-    module, names = operator.module_of(str(pc.parse(text)), 0, "gluon", call.q, call.v), []
+    module = operator.module_of(str(pc.parse(text)), 0, "gluon", call.q, call.v)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module, "launch", lambda kernel, *rest, own=module.launch: names.append(kernel.__name__) or own(kernel, *rest)
-        )
+        names = recorded(module, patch)
         assert_matches_dense(text, call.q, call.k, call.v, backend="gluon", grads=True, **call.inputs)
         assert "joint_g0" in names
         names.clear()
