@@ -15,7 +15,9 @@ from patternc.scalar import TRUE
 from .emit_triton import TritonBackend, shares
 from .gluon_program import Latent, Specialised
 from .joint_program import Joint
-from .triton_program import Forward, Keys
+from .keys_program import SpecialisedKeys, regular
+from .queries_program import SpecialisedQueries
+from .triton_program import Forward, Keys, Queries
 
 GENERATION = 9
 
@@ -94,6 +96,17 @@ class GluonBackend(TritonBackend):
                 kernel.instead = Latent(*given)
         return kernel
 
+    def queries(self, index: int, group: HeadPlan, tile: Tile, taken: tuple[HeadPlan, ...], source: int) -> Queries:
+        if group.picked or not group.phases or tile != Tile(64, 64):
+            return super().queries(index, group, tile, taken, source)
+        return SpecialisedQueries(index, group, tile, taken, source)
+
+    def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
+        kernel = super().keys(index, group, plan, source)
+        if plan.key_tile == Tile(64, 64) and regular(group):
+            kernel.instead = SpecialisedKeys(index, group, plan.key_tile, shares(plan.keys, index), source)
+        return kernel
+
     def joint(self, plan: Plan) -> Keys | None:
         return Joint(0, plan.joint, plan.joint_tile, (), 0) if plan.joint and plan.joint_tile else None
 
@@ -102,7 +115,8 @@ class GluonBackend(TritonBackend):
 
     def modules(self, plan: Plan, forwards: Sequence[Forward]) -> tuple[str, ...]:
         latent = ("gluon_latent.py",) if any(isinstance(kernel.instead, Latent) for kernel in forwards) else ()
-        return (*super().modules(plan, forwards), "gluon_kernel.py", *latent, *(("gluon_gradients.py",) if plan.joint else ()))
+        joint = ("gluon_gradients.py",) if plan.joint else ()
+        return (*super().modules(plan, forwards), "gluon_kernel.py", "gluon_keys.py", *latent, *joint)
 
 
 BACKEND = GluonBackend()

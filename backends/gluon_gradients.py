@@ -20,6 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .gluon_kernel import meet
+from .gluon_keys import begin_scores
 
 
 def joins(blocks, whole):
@@ -32,58 +33,6 @@ def add_tile(view, coord, tile, _semantic=None):
     """Has the copy engine add a tile in shared memory to one in memory; Gluon has no name for that."""
     coord = _semantic._convert_to_ir_values(coord, require_i64=False)
     _semantic.builder.create_async_tma_reduce(ir.DESCRIPTOR_REDUCE_KIND.ADD, view.handle, coord, tile.handle)
-
-
-@gluon.jit
-def keep_keys(k_view, v_view, batch, kv, first, k_s, v_s, kept, BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr):
-    """Copies the keys and values of a program, for the two consumers."""
-    mbarrier.expect(kept.index(0), 256 * (BLOCK_D + BLOCK_V))
-    for slot in gl.static_range(2):
-        row = first + slot * 64
-        tma.async_copy_global_to_shared(k_view, [batch, kv, 0, row, 0], kept.index(0), k_s.index(slot))
-        tma.async_copy_global_to_shared(v_view, [batch, kv, 0, row, 0], kept.index(0), v_s.index(slot))
-
-
-@gluon.jit
-def copy_queries(
-    q_view, g_view, batch, head, first, n, norm_at, delta_at, shared, step, BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr
-):
-    """Copies a tile of queries, of gradients and of what belongs to their rows, as soon as its place is empty."""
-    q_s, g_s, norm_s, delta_s, full, done = shared
-    LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    rows = first + gl.arange(0, 64, LINE)
-    norm = gl.load(norm_at + rows, mask=rows < n, other=float("inf"))
-    delta = gl.load(delta_at + rows, mask=rows < n, other=0.0)
-    place = step % 2
-    mbarrier.wait(done.index(place), (step // 2 & 1) ^ 1)
-    mbarrier.expect(full.index(place), 128 * (BLOCK_D + BLOCK_V))
-    tma.async_copy_global_to_shared(q_view, [batch, head, 0, first, 0], full.index(place), q_s.index(place))
-    tma.async_copy_global_to_shared(g_view, [batch, head, 0, first, 0], full.index(place), g_s.index(place))
-    norm_s.index(place).store(norm)
-    delta_s.index(place).store(0.0 - delta)
-    meet()
-    mbarrier.arrive(full.index(place))
-
-
-@gluon.jit
-def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
-    """Begins the product of the keys with the queries of a step; if there are none, with what is left in their place."""
-    if more:
-        mbarrier.wait(full.index(step % 2), step // 2 & 1)
-    queries = q_s.index(step % 2).reshape([64, BLOCK_D])
-    return warpgroup_mma(k_s.index(SLOT).reshape([64, BLOCK_D]), queries.permute((1, 0)), zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
-    """Begins the product of the values with the gradients of a step, less delta: with that in the sums, no register is for it.
-
-    What it starts from is there before the scores are waited for.
-    """
-    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
-    scores = warpgroup_mma_wait(0, deps=[scores])
-    grads = g_s.index(step % 2).reshape([64, BLOCK_V])
-    return scores, warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), less, is_async=True)
 
 
 @gluon.jit

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import indent
 
-from patternc.lower.plan import Gather, Listed, Phase, Picked, Walk
+from patternc.lower.cost import REFERENCE_LENGTH, visited
+from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import View
-from patternc.scalar import TRUE, Scalar
+from patternc.scalar import TRUE, Scalar, Var, op
 
+from .printer import triton
 from .triton_program import Program, kinds
+
+LONG = 64
+"""Tiles of a row above which every program has one piece of work: all that run at a time then read the same keys."""
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,36 @@ class BySegment(Program):
             "begin = (every * turn // splits).to(tl.int32)",
             "end = (every * (turn + 1) // splits).to(tl.int32)",
         ]
+
+
+class ByLap(BySegment):
+    """Every program works on tiles ``work`` until all are done, and copies for the next while it multiplies for this one."""
+
+    grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", ("width", "height")
+    most = "programs(1 << 30, rows, q.device)"
+    described = "shared_view"
+    always_copied = True
+    drawn_from_table = True
+    _program = "work % width", "work // width"
+    _programs = "width", "height"
+
+    def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
+        super().__init__(index, group, tile, shares, source)
+        self.consumers = tile.rows // 64
+        if _longest(group, tile) > LONG:
+            self.grid = "(width * height, 1, 1)"
+
+    def _laps(self, body: list[str]) -> list[str]:
+        every = ("laps = laps_of(width * height)", "for lap in range(0, laps):", "    work = work_of(lap)")
+        return ["step = 0", *every, *("    " + line for line in body)]
+
+
+def residue_of(view: View) -> str:
+    """Which of the residues of a view's keys are met by the rows of residue r."""
+    return triton(op("%", op("-", Var("r"), view.offset), view.stride)) if view.stride > 1 else "0"
+
+
+def _longest(group: HeadPlan, tile: Tile) -> int:
+    """The most tiles that a row tile walks."""
+    walks = [phase for phase in group.phases if isinstance(phase, Walk)]
+    return max((int(visited(w.full + w.partial, tile.rows, group.rows, REFERENCE_LENGTH).max()) for w in walks), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from textwrap import indent
 
 from patternc.lower.plan import Draws, Gather, Listed, Picked, Walk
@@ -219,23 +220,38 @@ def _joint(program: Keys) -> list[str]:
     """All gradients by one kernel, which adds to those of q in memory."""
     assert isinstance(program.start, Queries)
     body, arguments = _arguments(program)
-    wide = {"q": "blocks[2]", "grad": "blocks[3]", "k": "blocks[2]", "v": "blocks[3]", "prior": "blocks[2] // 2"}
-    views = ", ".join(f"{program.described}({t}, 1, columns, {block}, generation)" for t, block in wide.items())
+    views, sums = _views(program, program.copied), f"{program.described}(prior, 1, columns, blocks[2] // 2, generation)"
     lines = [
         *_queries(program.start),
         "rows, columns, tiles = JOINT_ROWS, JOINT_COLUMNS, -(-n // JOINT_ROWS)",
         *body,
-        f"views = {views}",
-        *_launch(program, f"*views, norm, delta, dk, dv, {arguments}sharing, ", arguments),
+        *_launch(program, f"{views}{program.given}, dk, dv, {sums}, {arguments}sharing, ", arguments),
         "return torch.mul(prior, scale, out=dq), dk, dv",
     ]
     return ["if joins(blocks, n_q == n):", *_within(lines)]
 
 
 def _key_pass(program: Keys) -> list[str]:
+    """A pass over keys, by the kernel that suits it, or not at all where that over their queries has added its part."""
+    group, lines = program.group, _keys_of(program)
+    if isinstance(program.instead, Keys):
+        lines = [f"if {program.instead.suits}:", *_within(_keys_of(program.instead)), "else:", *_within(lines)]
+    if group.picked and _one_by_one(program):
+        tag, before = _tag(program), ("prior_k + ", "prior_v + ") if group.chained else ("", "")
+        lines = [
+            f"if {tag}[0] is None:",
+            *_within(lines),
+            "elif together:",
+            f"    sums[0].add_({tag}[0]), sums[1].add_({tag}[1])",
+            "else:",
+            f"    dk, dv = (({before[0]}{tag}[0]) * scale).to(k.dtype), ({before[1]}{tag}[1]).to(v.dtype)",
+        ]
+    return [*_lists(program), *lines, f"at += {len(group.selections)}"]
+
+
+def _keys_of(program: Keys) -> list[str]:
     group = program.group
     body, arguments = _arguments(program)
-    body = [*_lists(program), *body]
     targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
     if group.share:
         lines, shape = _share(program, "k.shape[1]", "rows", "columns")
@@ -252,25 +268,16 @@ def _key_pass(program: Keys) -> list[str]:
         ]
     prior = f"*(sums if together else ({'prior_k, prior_v' if group.chained else 'dk, dv'}))"
     taken = _taken(program, ("_dk", "_dv"))
-    given = f"{_views(program, 'qg')}q, k, v, grad, delta, norm, {targets}, {prior}, {taken}{arguments}sharing, "
+    lines, views = _row_views(program)
+    given = f"{views}{program.given}, {targets}, {prior}, {taken}{arguments}sharing, "
+    body += lines
+    partial = "n_q < n, " if "PREFIX" in program.constants else ""
     carry = "True" if group.chained else "False" if group.share else "together"
     last = "not together" if group.last else "False"
-    launched = _launch(program, given, arguments, f", n_q < n, {carry}, {last}")
-    if group.picked and _one_by_one(program):
-        tag, before = _tag(program), ("prior_k + ", "prior_v + ") if group.chained else ("", "")
-        launched = [
-            f"if {tag}[0] is None:",
-            *("    " + line for line in [*body, *launched]),
-            "elif together:",
-            f"    sums[0].add_({tag}[0]), sums[1].add_({tag}[1])",
-            "else:",
-            f"    dk, dv = (({before[0]}{tag}[0]) * scale).to(k.dtype), ({before[1]}{tag}[1]).to(v.dtype)",
-        ]
-        body = []
-    body += launched
+    body += _launch(program, given, arguments, f", {partial}{carry}, {last}")
     if group.share:
         body += [f"left_{program.index}{end} = summed(left_{program.index}{end})" for end in ("_dk", "_dv")]
-    return [*body, f"at += {len(group.selections)}"]
+    return body
 
 
 def _tag(program: Program) -> str:
@@ -292,6 +299,19 @@ def _views(program: Program, tensors: str) -> str:
     some = "generation" if "k" in tensors or stride == 1 else "generation * (n_q == n)"
     wide = {"q": f"{blocks}[2]", "k": f"{blocks}[2]", "v": f"{blocks}[3]", "g": f"{blocks}[3]"}
     return "".join(f"{program.described}({names[t]}, {stride}, {columns}, {wide[t]}, {some}), " for t in tensors)
+
+
+def _row_views(program: Keys) -> tuple[list[str], str]:
+    """Views of what a pass over keys walks, and of its rows if it copies those: rows a few of every period are packed first."""
+    if not program.packs_rows:
+        return [], _views(program, program.copied)
+    view = program.group.rows
+    lines = [
+        f"keys_of = kept(packed_{view.period}_{view.width}_{view.first}, n, n_q, heads, q.device)",
+        "rows_k, rows_v = aligned(k.index_select(2, keys_of)), aligned(v.index_select(2, keys_of))",
+    ]
+    rows = (("rows_k", "blocks[2]"), ("rows_v", "blocks[3]"))
+    return lines, _views(program, "qg") + "".join(f"{program.described}({t}, 1, columns, {b}, generation), " for t, b in rows)
 
 
 def _sizes(options: str, tile: str) -> list[str]:
@@ -331,7 +351,8 @@ def _packs(program: Program) -> tuple[list[str], str]:
 
 def packings(programs: list[Program]) -> list[str]:
     """Host functions (scope, n_q) -> the keys of a view, ascending."""
-    views = dict.fromkeys(view for program in programs for view in program.packed)
+    rows = [replace(program.group.rows, packs_rows=False) for program in programs if program.packs_rows]
+    views = dict.fromkeys([*(view for program in programs for view in program.packed), *rows])
     return [
         f"def packed_{view.period}_{view.width}_{view.first}(s, n_q):\n"
         f"    u = torch.arange(-(-s.n // {view.period}) * {view.width}, device=s.head.device)\n"

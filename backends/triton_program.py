@@ -8,6 +8,7 @@ all three; `Forward`, `Queries` and `Keys` say what is loaded, computed at each 
 from __future__ import annotations
 
 from textwrap import indent
+from typing import Self
 
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import Loop, View
@@ -53,6 +54,11 @@ class Program:
     def packed(self) -> list[View]:
         """The views whose keys the host packs first: they are a few of every period."""
         return []
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the host packs keys that are this program's rows."""
+        return False
 
     @property
     def neighbours(self) -> bool:
@@ -587,6 +593,11 @@ class Queries(_ByQuery):
     strides = (*_ByQuery.strides, *(f"stride_g{axis}" for axis in "bhnd"))
     _fold_one = "acc = fold_query_one(acc, scores, norm, delta, grad, key, value)"
 
+    def retiled(self) -> Self:
+        """The same in tiles of its own, not those of the output, of which there are lists of their own too."""
+        self.lists, self.tables, self.tile = "query_lists", "query_table", ("QUERY_ROWS", "QUERY_COLUMNS")
+        return self
+
     def _share_pointers(self, i: int) -> list[str]:
         return [f"share_{i}_ptr"]
 
@@ -619,6 +630,11 @@ class Queries(_ByQuery):
             ]
             if not self.group.share:
                 lines += ["tl.store(delta_ptr + at, delta, mask=valid_row)", "tl.store(norm_ptr + at, norm, mask=valid_row)"]
+        return [*lines, *self._taken_up()]
+
+    def _taken_up(self) -> list[str]:
+        """What shares of these rows have left, added."""
+        lines = []
         for i in range(len(self.shares)):
             lines += [
                 *self._shared_places(i),
@@ -641,13 +657,6 @@ class Queries(_ByQuery):
         ]
 
 
-class RetiledQueries(Queries):
-    """`Queries` in tiles of their own, not those of the output, of which there are lists of their own too."""
-
-    lists = "query_lists"
-    tile = "QUERY_ROWS", "QUERY_COLUMNS"
-
-
 class Keys(Program):
     """The gradients of k and v: dS^T Q and P^T dO, summed over the query heads that share a key head.
 
@@ -657,6 +666,8 @@ class Keys(Program):
     kind = "keys"
     lists = "key_lists"
     tile = "KEY_ROWS", "KEY_COLUMNS"
+    copied, given = "qg", "q, k, v, grad, delta, norm"
+    """The letters of the tensors that the copy engine loads, and the host's names of those that are given after their views."""
     pointers: tuple[str, ...] = (
         *("q_view", "g_view", "q_ptr", "k_ptr", "v_ptr", "grad_ptr", "delta_ptr", "norm_ptr"),
         *("dk_ptr", "dv_ptr", "dk_prior", "dv_prior"),
@@ -678,10 +689,14 @@ class Keys(Program):
     def _parameters(self) -> list[str]:
         return [*super()._parameters(), "sharing"]
 
+    _key_head = (
+        "kv = tl.where(sharing == 1, slot // RUN * PERIOD + FIRST + slot % RUN, slot)",
+        "kv_heads = heads // sharing",
+    )
+
     def _setup(self) -> list[str]:
         lines = [
-            "kv = tl.where(sharing == 1, slot // RUN * PERIOD + FIRST + slot % RUN, slot)",
-            "kv_heads = heads // sharing",
+            *self._key_head,
             "valid_row = rows < n",
             "dims = tl.arange(0, BLOCK_D)",
             "dims_v = tl.arange(0, BLOCK_V)",
@@ -709,20 +724,21 @@ class Keys(Program):
         return lines
 
     def _body(self) -> list[str]:
-        if not self.group.phases:
-            return []
         inner = [
-            "head = kv * sharing + member",
             "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
             "g_base = grad_ptr + b64 * stride_gb + head.to(tl.int64) * stride_gh",
             "at_base = (b64 * heads + head) * n_q",
             *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
             *super()._body(),
         ]
+        return self._each_head(inner) if self.group.phases else []
+
+    def _each_head(self, inner: list[str]) -> list[str]:
+        """A loop over the query heads of this pass that share the key head."""
         if len(self.group.heads) < self.group.period:
             inside = "(head % PERIOD >= FIRST) & (head % PERIOD < FIRST + RUN)"
-            inner = [inner[0], f"if {inside}:", *("    " + line for line in inner[1:])]
-        return ["for member in range(0, sharing):", *("    " + line for line in inner)]
+            inner = [f"if {inside}:", *("    " + line for line in inner)]
+        return ["for member in range(0, sharing):", *("    " + line for line in ["head = kv * sharing + member", *inner])]
 
     def _step(self, mask: Scalar | None, view: View) -> list[str]:
         bound = "2 if PREFIX else 1" if mask is not None else "2 if PREFIX else 0"

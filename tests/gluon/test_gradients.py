@@ -1,4 +1,4 @@
-"""The kernel for all gradients, run by `gluon_interpreter`, against dense attention in float64."""
+"""The kernels for gradients, one for all or one for each side, run by `gluon_interpreter`, against dense float64 attention."""
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -21,31 +21,38 @@ from patternc.testing import dense_mask, patterns, random_call  # noqa: E402
 REQUEST = Request("cuda", "bfloat16", 128, 128, 0, 9)
 
 
-def loaded(text):
-    """The module of a pattern, with the kernel for all gradients however short its rows are; None if it has none."""
+def loaded(text, joint=True):
+    """The module of a pattern, with the kernel for all gradients however short its rows are, or none; None if it has none."""
     pattern = pc.parse(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "JOINT_TILES", 0)
-        patch.setattr(phases, "JOINT_AREA", 1e9)
+        patch.setattr(phases, "JOINT_TILES", 0 if joint else 1e9)
+        patch.setattr(phases, "JOINT_AREA", 1e9 if joint else 0)
         plan = lower(pattern, Tile(64, 64), None, views=True, splits=True)
         plan = complete(plan, pattern, None, "gluon", REQUEST)
-    return load(backend_named("gluon").emit(plan)) if plan.joint else None
+    return load(backend_named("gluon").emit(plan)) if plan.joint or not joint else None
 
 
 def gradients(module, call, out, lse, grad, grad_lse, scale):
-    with gluon_interpreter.launched(module, joins=lambda blocks, whole: whole) as kernels:
+    """The gradients, and the kernels that computed them; Triton's, for keys, do not run."""
+    stand_ins = {"fits_keys": lambda blocks, whole: whole, "described": lambda *_: None, "joins": lambda blocks, whole: whole}
+    stand_ins = {name: one for name, one in stand_ins.items() if hasattr(module, name)}
+    with gluon_interpreter.launched(module, ("keys",), **stand_ins) as kernels:
         found = module.backward(call.q, call.k, call.v, call.inputs, [], scale, out, lse, grad, grad_lse)
-    assert kernels == ["norms_g0", "joint_g0"]
-    return found
+    return found, kernels
 
 
-def check(text, scale=0.25, **shape):
-    module = loaded(text)
+def _by_triton(kernels):
+    """Whether some gradients of keys are left to kernels that do not run here."""
+    return any(name.startswith("keys") for name in kernels)
+
+
+def check(text, scale=0.25, joint=True, **shape):
+    module = loaded(text, joint)
     if module is None:
-        return False
+        return None
     call = random_call(text, dtype="float32", **shape)
-    heads, n = call.q.shape[1:3]
-    mask = dense_mask(pc.parse(text), heads, n, n, batch=call.q.shape[0], **call.inputs)
+    (heads, n_q), n = call.q.shape[1:3], call.k.shape[2]
+    mask = dense_mask(pc.parse(text), heads, n_q, n, batch=call.q.shape[0], **call.inputs)
     leaves = [t.double().requires_grad_() for t in (call.q, call.k, call.v)]
     k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in leaves[1:])
     scores = (leaves[0] @ k.transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
@@ -57,10 +64,11 @@ def check(text, scale=0.25, **shape):
     grad, grad_lse = torch.randn(out.shape, generator=draw), torch.randn(lse.shape, generator=draw)
     some = torch.where(torch.isfinite(lse), lse, 0.0)
     wanted = torch.autograd.grad((out * grad).sum() + (some * grad_lse).sum(), leaves)
-    found = gradients(module, call, out.detach().float(), lse.detach().float(), grad, grad_lse, scale)
-    for name, one, other in zip("qkv", found, wanted, strict=True):
+    found, kernels = gradients(module, call, out.detach().float(), lse.detach().float(), grad, grad_lse, scale)
+    assert kernels == ["norms_g0", "joint_g0"] or not joint, kernels
+    for name, one, other in zip("q" if _by_triton(kernels) else "qkv", found, wanted, strict=False):
         torch.testing.assert_close(one.double(), other, atol=3e-5, rtol=3e-5, msg=lambda said, of=name: f"d{of}: {said}")
-    return True
+    return kernels
 
 
 CASES = [
@@ -83,14 +91,46 @@ def test_against_dense(text, shape):
     assert check(text, head_dim=16, **shape)
 
 
+APART = [
+    *CASES,
+    ("causal & stride(3)", {"n": 290, "heads": 2}),
+    ("causal & window(40, dilation=4)", {"n": 500, "heads": 4, "kv_heads": 2}),
+    ("where((q + k) % 3 == 0)", {"n": 150}),
+    ("where(k <= q and (q - k) % 7 == 2)", {"n": 300, "heads": 2}),
+    ("causal & (chunk(32) | summary(32, 4))", {"n": 700, "heads": 4, "kv_heads": 2}),
+    ("causal & (window(9) | where(k % 64 < 3))", {"n": 1000, "heads": 2}),
+    ("local(12) | global([0, 70, -1])", {"n": 500, "heads": 2, "batch": 2}),
+    ("heads(causal + (causal & window(9)))", {"n": 200, "heads": 4, "kv_heads": 2}),
+    ("heads(causal + (causal & stride(5)))", {"n": 200, "heads": 4}),
+    ("causal & (window(70) | stride(8))", {"n": 290, "n_q": 33}),
+    ("causal & layout(t, 64) | window(3)", {"n": 300, "n_q": 130, "heads": 2}),
+]
+
+
+@pytest.mark.parametrize(("text", "shape"), APART, ids=str)
+def test_one_side_at_a_time(text, shape):
+    kernels = check(text, joint=False, head_dim=16, **shape)
+    left = "n_q" in shape or text in ("none", "where(q % 32 == 0)")
+    assert left == _by_triton(kernels)
+
+
+def test_more_programs_than_tiles(monkeypatch):
+    """Programs that split a long row may have none of its tiles, or tiles of one kind only."""
+    every = gluon_interpreter.launched
+    monkeypatch.setattr(gluon_interpreter, "launched", lambda *given, **more: every(*given, processors=lambda _: 132, **more))
+    assert check("local(60) | global([0])", joint=False, n=1500, heads=2, head_dim=16)
+
+
 @pytest.mark.parametrize("dims", [(16, 32), (24, 24), (64, 16)], ids=str)
 def test_head_dims(dims):
-    assert check("causal & window(70)", n=140, head_dim=dims[0], value_dim=dims[1])
+    for joint in {False, dims[0] == dims[1]}:
+        assert check("causal & window(70)", joint=joint, n=140, head_dim=dims[0], value_dim=dims[1])
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, -0.2])
 def test_scales(scale):
-    assert check("causal & window(70)", n=100, head_dim=16, scale=scale)
+    for joint in (True, False):
+        assert check("causal & window(70)", joint=joint, n=100, head_dim=16, scale=scale)
 
 
 def test_keys_beyond_the_last():
@@ -99,7 +139,7 @@ def test_keys_beyond_the_last():
     q, k, v = (torch.ones(1, 1, n, 16) * x for x in (20.0, -20.0, 1.0))
     call = type(random_call("full", n=2))(q, k, v, {})
     lse = torch.full((1, 1, n), -1600.0) + torch.tensor(float(n)).log()
-    found = gradients(module, call, v.clone(), lse, torch.ones(1, 1, n, 16), torch.zeros(1, 1, n), 0.25)
+    found, _ = gradients(module, call, v.clone(), lse, torch.ones(1, 1, n, 16), torch.zeros(1, 1, n), 0.25)
     for one, wanted in zip(found, (0.0, 0.0, 1.0), strict=True):
         torch.testing.assert_close(one, torch.full_like(one, wanted), atol=1e-4, rtol=0)
 
@@ -111,10 +151,20 @@ def test_keys_beyond_the_last():
     groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
     dims=st.sampled_from([(16, 16), (16, 32), (24, 24)]),
     seed=st.integers(0, 99),
+    joint=st.booleans(),
 )
-def test_random_patterns(text, n, groups, dims, seed):
+def test_random_patterns(text, n, groups, dims, seed, joint):
     try:
-        check(text, n=n, heads=groups[0], kv_heads=groups[1], head_dim=dims[0], value_dim=dims[1], seed=seed)
+        check(
+            text,
+            joint=joint and dims[0] == dims[1],
+            n=n,
+            heads=groups[0],
+            kv_heads=groups[1],
+            head_dim=dims[0],
+            value_dim=dims[1],
+            seed=seed,
+        )
     except pc.PatternError as refused:
         assert refused.diagnostic.code == "too-complex"
 

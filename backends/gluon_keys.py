@@ -1,0 +1,145 @@
+"""The gradients of keys and values on Hopper GPUs, tile by tile: copied verbatim into the files that `emit_gluon` writes.
+
+One warpgroup copies queries, gradients of the output and what belongs to their rows; a consumer has 64 keys. Scores and weights
+are computed with keys as rows, so that the products that add to dK and dV take their left side from registers.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
+
+from .gluon_kernel import meet
+
+
+def fits_keys(blocks, whole):
+    """Whether sums of 64 keys fit into the registers of a warpgroup, and every key has a query."""
+    return whole and all(block in (64, 128) for block in blocks[2:])
+
+
+@gluon.jit
+def keep_keys(
+    k_view,
+    v_view,
+    batch,
+    kv,
+    residue,
+    first,
+    k_s,
+    v_s,
+    kept,
+    SLOTS: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_V: gl.constexpr,
+):
+    """Copies the keys and values of a program, 64 for each of its consumers."""
+    mbarrier.expect(kept.index(0), SLOTS * 128 * (BLOCK_D + BLOCK_V))
+    for slot in gl.static_range(SLOTS):
+        row = first + slot * 64
+        tma.async_copy_global_to_shared(k_view, [batch, kv, residue, row, 0], kept.index(0), k_s.index(slot))
+        tma.async_copy_global_to_shared(v_view, [batch, kv, residue, row, 0], kept.index(0), v_s.index(slot))
+
+
+@gluon.jit
+def copy_queries(
+    q_view,
+    g_view,
+    batch,
+    head,
+    residue,
+    first,
+    n,
+    stride,
+    norm_at,
+    delta_at,
+    shared,
+    step,
+    BLOCK_D: gl.constexpr,
+    BLOCK_V: gl.constexpr,
+):
+    """Copies a tile of queries, of gradients and of what belongs to their rows, as soon as its place is empty."""
+    q_s, g_s, norm_s, delta_s, full, done = shared
+    LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    rows = (first + gl.arange(0, 64, LINE)) * stride + residue
+    norm = gl.load(norm_at + rows, mask=rows < n, other=float("inf"))
+    delta = gl.load(delta_at + rows, mask=rows < n, other=0.0)
+    place = step % 2
+    mbarrier.wait(done.index(place), (step // 2 & 1) ^ 1)
+    mbarrier.expect(full.index(place), 128 * (BLOCK_D + BLOCK_V))
+    tma.async_copy_global_to_shared(q_view, [batch, head, residue, first, 0], full.index(place), q_s.index(place))
+    tma.async_copy_global_to_shared(g_view, [batch, head, residue, first, 0], full.index(place), g_s.index(place))
+    norm_s.index(place).store(norm)
+    delta_s.index(place).store(0.0 - delta)
+    meet()
+    mbarrier.arrive(full.index(place))
+
+
+@gluon.jit
+def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Begins the product of the keys with the queries of a step; if there are none, with what is left in their place."""
+    if more:
+        mbarrier.wait(full.index(step % 2), step // 2 & 1)
+    queries = q_s.index(step % 2).reshape([64, BLOCK_D])
+    return warpgroup_mma(k_s.index(SLOT).reshape([64, BLOCK_D]), queries.permute((1, 0)), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
+    """Begins the product of the values with the gradients of a step, less delta: with that in the sums, no register is for it.
+
+    What it starts from is there before the scores are waited for.
+    """
+    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    grads = g_s.index(step % 2).reshape([64, BLOCK_V])
+    return scores, warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), less, is_async=True)
+
+
+@gluon.jit
+def begin_both(
+    k_s,
+    v_s,
+    q_s,
+    g_s,
+    delta_s,
+    full,
+    step,
+    zero,
+    SLOT: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    BLOCK_V: gl.constexpr,
+    SCORES: gl.constexpr,
+):
+    """Begins both products of a step, that of the values as in `begin_slopes`, and waits for the scores."""
+    mbarrier.wait(full.index(step % 2), step // 2 & 1)
+    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
+    queries, grads = q_s.index(step % 2).reshape([64, BLOCK_D]), g_s.index(step % 2).reshape([64, BLOCK_V])
+    keys, values = k_s.index(SLOT).reshape([64, BLOCK_D]), v_s.index(SLOT).reshape([64, BLOCK_V])
+    scores = warpgroup_mma(keys, queries.permute((1, 0)), zero, use_acc=False, is_async=True)
+    slopes = warpgroup_mma(values, grads.permute((1, 0)), less, is_async=True)
+    scores = warpgroup_mma_wait(1, deps=[scores])
+    return scores, slopes
+
+
+@gluon.jit
+def fold_keys(
+    p,
+    slopes,
+    dk,
+    dv,
+    step,
+    shared,
+    BLOCK_D: gl.constexpr,
+    BLOCK_V: gl.constexpr,
+    KEYS: gl.constexpr,
+    VALUES: gl.constexpr,
+):
+    """What a step adds to dK and dV, of the weights p (64 keys, 64 queries)."""
+    q_s, g_s, done = shared
+    place = step % 2
+    dv = warpgroup_mma(gl.convert_layout(p.to(q_s.dtype), VALUES), g_s.index(place).reshape([64, BLOCK_V]), dv, is_async=True)
+    slopes = warpgroup_mma_wait(1, deps=[slopes])
+    slopes = gl.convert_layout((p * slopes).to(q_s.dtype), KEYS)
+    dk = warpgroup_mma(slopes, q_s.index(place).reshape([64, BLOCK_D]), dk, is_async=True)
+    dk, dv = warpgroup_mma_wait(0, deps=[dk, dv])
+    mbarrier.arrive(done.index(place))
+    return dk, dv
