@@ -16,8 +16,7 @@ from .emit_triton import TritonBackend, shares
 from .gluon_program import Latent, Specialised
 from .joint_program import Joint
 from .keys_program import SpecialisedKeys, regular
-from .queries_program import SpecialisedQueries
-from .triton_program import Forward, Keys, Queries
+from .triton_program import Forward, Keys
 
 GENERATION = 9
 
@@ -95,11 +94,6 @@ class GluonBackend(TritonBackend):
             case (Picked(unit=1, mask=mask),) if mask == TRUE:
                 kernel.instead = Latent(*given)
         return kernel
-
-    def queries(self, index: int, group: HeadPlan, tile: Tile, taken: tuple[HeadPlan, ...], source: int) -> Queries:
-        if group.picked or not group.phases or tile != Tile(64, 64):
-            return super().queries(index, group, tile, taken, source)
-        return SpecialisedQueries(index, group, tile, taken, source)
 
     def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
         kernel = super().keys(index, group, plan, source)

@@ -15,7 +15,7 @@ from patternc.scalar import size
 from .assemble import PythonNames, header, inputs, sampler, selecting, selections, verbatim
 from .picked_program import PickedForward, PickedKeys, PickedQueries
 from .triton_host import backward, forward, listings, packings
-from .triton_program import Forward, Keys, Queries, device_draws
+from .triton_program import Forward, Keys, Queries, RetiledQueries, device_draws
 
 MAX_HEAD_DIM, MAX_LISTED_DIM = 256, 1024
 """The widest heads, and those of patterns that only walk lists of keys."""
@@ -92,10 +92,6 @@ class TritonBackend:
         kind = PickedForward if group.picked else Forward
         return kind(index, group, plan.tile, shares(plan.heads, index), index)
 
-    def queries(self, index: int, group: HeadPlan, tile: Tile, taken: tuple[HeadPlan, ...], source: int) -> Queries:
-        """The kernel of a pass for the gradient of queries, which takes up some shares."""
-        return (PickedQueries if group.picked else Queries)(index, group, tile, taken, source)
-
     def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
         """The kernel of a pass for the gradients of keys and values."""
         assert plan.key_tile is not None
@@ -118,9 +114,13 @@ class TritonBackend:
         assert plan.key_tile is not None
         names = [PythonNames(index, group) for index, group in enumerate(plan.heads)]
         forwards = [self.forward(i, group, plan) for i, group in enumerate(plan.heads)]
-        walks, tile = (plan.queries, plan.query_tile) if plan.query_tile else (plan.heads, plan.tile)
-        queries = [self.queries(i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
-        queries = [program.retiled() for program in queries] if plan.query_tile else queries
+        kind, walks, tile = Queries, plan.heads, plan.tile
+        if plan.query_tile:
+            kind, walks, tile = RetiledQueries, plan.queries, plan.query_tile
+        queries = [
+            (PickedQueries if group.picked else kind)(i, group, tile, shares(walks, i), _source(plan, group))
+            for i, group in enumerate(walks)
+        ]
         keys = [self.keys(i, group, plan, _source(plan, group)) for i, group in enumerate(plan.keys)]
         joint = self.joint(plan)
         draws = [

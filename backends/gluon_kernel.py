@@ -72,9 +72,9 @@ def specialised(rows):
     return {"num_warps": 4} if rows > 64 else {"num_warps": 4, "maxnreg": 128}
 
 
-def places(own, walked, rows, columns):
-    """How many tiles of rows fit into shared memory, and how many of what they walk next to them, of so many dims together."""
-    room, row, column = 226_000 if rows > 64 else 112_000, 2 * rows * own, 2 * columns * walked
+def places(blocks, rows, columns):
+    """How many tiles of queries fit into shared memory, and how many of keys and of values next to them."""
+    room, row, column = 226_000 if rows > 64 else 112_000, 2 * rows * blocks[2], 2 * columns * (blocks[2] + blocks[3])
     ahead = 2 if 2 * (row + column) <= room else 1
     return ahead, max(2, min(4, (room - ahead * row) // column))
 

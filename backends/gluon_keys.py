@@ -13,7 +13,7 @@ from .gluon_kernel import meet
 
 def fits_keys(blocks, whole):
     """Whether sums of 64 keys fit into the registers of a warpgroup, and every key has a query."""
-    return whole and all(block in (64, 128) for block in blocks[2:])
+    return whole and blocks[2:] == (128, 128)
 
 
 @gluon.jit

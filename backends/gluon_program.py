@@ -24,6 +24,9 @@ _BARRIERS = {
 }
 """What is waited for, with the number of arrivals: rings of places for queries, for keys and for values."""
 
+_WIDE = "WIDE: tl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])"
+"""Rows as they lie in memory, 16 bytes a thread."""
+
 _KEYS = (
     "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
     "keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)",
@@ -46,19 +49,20 @@ _DRAINED = (
 """The end of that product."""
 
 
-class WalksKeys(ByLap):
-    """Rows are queries: one warpgroup copies their own tiles, and tiles of keys and of values into two rings."""
+class Specialised(ByLap, Forward):
+    """`Forward` with a warpgroup of its own for copies."""
 
-    copied_rows: tuple[tuple[str, str, str, str], ...] = (("q", "q_ptr", "BLOCK_D", "HEAD_DIM"),)
-    """The tiles of rows: letter, pointer, and dims, padded and as they are."""
+    constants = (*Forward.constants, "PLACES", "STAGES")
+    own_constants = ", *places(blocks, rows, columns)"
+    tables = "row_table"
+    shared = ("q_s", "k_s", "v_s", *_BARRIERS)
 
     def source(self) -> str:
         values, _ = self._signature()
         segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
-        rows = "ELEMENT, [PLACES * ROWS // 64, 64, {0}], rows_layout(64, {0}, ELEMENT)"
         memory = [
             "ELEMENT: tl.constexpr = q_ptr.dtype.element_ty",
-            *(f"{t}_s = gl.allocate_shared_memory({rows.format(block)})" for t, _, block, _ in self.copied_rows),
+            "q_s = gl.allocate_shared_memory(ELEMENT, [PLACES * ROWS // 64, 64, BLOCK_D], rows_layout(64, BLOCK_D, ELEMENT))",
             "k_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_D], k_view.layout)",
             "v_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_V], v_view.layout)",
             *(f"{name} = barriers({'PLACES' if name[0] == 'q' else 'STAGES'}, {count})" for name, count in _BARRIERS.items()),
@@ -67,45 +71,24 @@ class WalksKeys(ByLap):
         plain = [name for name in values if not name.endswith("_view")]
         return self._warpgroups(self._copies(segments), self._consumer(segments), memory, registers, plain)
 
-    @property
-    def shared(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (*(f"{t}_s" for t, *_ in self.copied_rows), "k_s", "v_s", *_BARRIERS)
-
-    @property
-    def own_constants(self) -> str:  # type: ignore[override]
-        dims = {"BLOCK_D": "blocks[2]", "BLOCK_V": "blocks[3]"}
-        return (
-            f", *places({' + '.join(dims[block] for _, _, block, _ in self.copied_rows)}, blocks[2] + blocks[3], rows, columns)"
-        )
-
-    def _consumer(self, segments: list[Segment]) -> list[str]:
-        raise NotImplementedError
-
     def _scalars(self) -> list[str]:
         return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
 
-    def _wide(self) -> list[str]:
-        """Layouts of rows as they lie in memory, 16 bytes a thread."""
-        layout = "gl.BlockedLayout([1, 8], [256 // {0}, {0} // 8], [4, 1], [1, 0])"
-        return [f"{t.upper()}_WIDE: tl.constexpr = {layout.format(block)}" for t, _, block, _ in self.copied_rows]
+    # Copies.
 
     def _copies(self, segments: list[Segment]) -> list[str]:
-        body = [*self._scalars(), "mbarrier.wait(q_empty.index(lap % PLACES), (lap // PLACES & 1) ^ 1)"]
-        for t, pointer, block, dim in self.copied_rows:
-            base, steps = f"{pointer} + b64 * stride_{t}b + head.to(tl.int64) * stride_{t}h", (f"stride_{t}n", f"stride_{t}d")
-            if t == "o":
-                base, steps = f"{pointer} + (b64 * heads + head) * n_q * {dim}", (dim, "1")
-            body += [
-                f"{t}_base = {base}",
-                f"dims = gl.arange(0, {block}, gl.SliceLayout(0, {t.upper()}_WIDE))[None, :]",
-                "for slot in gl.static_range(ROWS // 64):",
-                f"    rows = {self._rows_in(f'gl.SliceLayout(1, {t.upper()}_WIDE)', 'slot')}",
-                f"    {t}_at = {t}_base + (rows - (n - n_q)).to(tl.int64)[:, None] * {steps[0]} + dims * {steps[1]}",
-                f"    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < {dim})",
-                f"    into = {t}_s.index(lap % PLACES * (ROWS // 64) + slot)",
-                f"    async_copy.async_copy_global_to_shared(into, {t}_at, mask=inside)",
-            ]
-        body.append("async_copy.mbarrier_arrive(q_full.index(lap % PLACES), increment_count=False)")
+        body = [
+            *self._scalars(),
+            "q_base = q_ptr + b64 * stride_qb + head.to(tl.int64) * stride_qh",
+            "dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
+            "mbarrier.wait(q_empty.index(lap % PLACES), (lap // PLACES & 1) ^ 1)",
+            "for slot in gl.static_range(ROWS // 64):",
+            f"    rows = {self._rows_in('WIDE', 'slot')}",
+            "    q_at = q_base + (rows - (n - n_q)).to(tl.int64)[:, None] * stride_qn + dims * stride_qd",
+            "    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < HEAD_DIM)",
+            "    async_copy.async_copy_global_to_shared(q_s.index(lap % PLACES * (ROWS // 64) + slot), q_at, mask=inside)",
+            "async_copy.mbarrier_arrive(q_full.index(lap % PLACES), increment_count=False)",
+        ]
         for segment in segments:
             k, v = self._source(segment.view)
             at = f"batch, kv, {residue_of(segment.view)}, (J * COLUMNS).to(tl.int32)"
@@ -117,73 +100,13 @@ class WalksKeys(ByLap):
                 f"    copy_tile({v}, {at}, v_s, v_full, v_empty, step, COLUMNS * BLOCK_V * 2, STAGES)",
                 "    step += 1",
             ]
-        return [*self._wide(), *self._laps(body)]
+        return [_WIDE, *self._laps(body)]
 
     def _source(self, view: View) -> tuple[str, str]:
         if view in self.packed:
             i = self.packed.index(view)
             return f"k{i}_view", f"v{i}_view"
         return "k_view", "v_view"
-
-    def _rows_in(self, layout: str, slot: str = "SLOT") -> str:
-        return self._positions(f"tile * ROWS + {slot} * 64 + gl.arange(0, 64, {layout})")
-
-    def _rows_of(self, layout: str) -> list[str]:
-        """The rows in a layout, and where they are in results."""
-        return [
-            f"lanes = SLOT * 64 + gl.arange(0, 64, {layout})",
-            f"rows = {self._rows_in(layout)}",
-            "valid_row = (rows >= n - n_q) & (rows < n)",
-            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
-        ]
-
-    def _own(self, name: str, tiles: str, i: int = 0) -> str:
-        """A tile of rows, at an address that each segment computes for itself.
-
-        Of two branches that compute the same address, the assembler of CUDA 12.8 may compute it in the first alone, and
-        read an unset register where only the second is taken. So the addresses differ, for heads < 0, which never is.
-        """
-        apart = f" + tl.where(heads < {-i}, 1, 0)" if i else ""
-        return f"{name} = {tiles}.index(lap % PLACES * (ROWS // 64) + SLOT{apart})"
-
-    def _walk_tiles(self, segment: Segment, first: list[str], masked: list[str], free: list[str], last: list[str]) -> list[str]:
-        """``first`` for the first tile, masked or not; ``masked`` and ``free`` for the others; ``last`` at the end."""
-        loops = []
-        if segment.masked != "0":
-            body = [*segment.tile, *masked]
-            loops += ["for t in range(begin + 1, tl.minimum(masked, end)):", *("    " + line for line in body)]
-        if segment.masked != segment.total:
-            loops += ["for t in range(tl.maximum(begin + 1, masked), end):", *("    " + line for line in free)]
-        begun = ["t = begin", *segment.tile, *first]
-        return [*self._turns(segment), "if begin < end:", *("    " + line for line in [*begun, *loops, *last])]
-
-    def _held(self, segment: Segment) -> tuple[list[str], str]:
-        """The keys of a tile, and which pairs the pattern holds."""
-        wide = ".to(tl.int64)" if self.wide else ""
-        columns = triton(segment.view.key, {"u": "(J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES)))"})
-        held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
-        lines = [f"k = ({columns})[None, :]{wide}", "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)"]
-        return lines, f"{self._inside(segment.mask)}{held}"
-
-    def _through_rows(self, name: str, dim: str, wide: str) -> list[str]:
-        """16-bit results go through the place of the queries, so that threads store 16 bytes."""
-        return [
-            "meet()",
-            f"query.store({name}.to(query.dtype))",
-            "meet()",
-            f"result = query.load({wide})",
-            f"rows = {self._rows_in(f'gl.SliceLayout(1, {wide})')}",
-            f"dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, {wide}))[None, :]",
-            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
-            f"inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < {dim})",
-        ]
-
-
-class Specialised(WalksKeys, Forward):
-    """`Forward` with a warpgroup of its own for copies."""
-
-    constants = (*Forward.constants, "PLACES", "STAGES")
-    tables = "row_table"
 
     # Consumers.
 
@@ -192,7 +115,7 @@ class Specialised(WalksKeys, Forward):
             "SCORES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])",
             "OUT: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_V, 16])",
             "WEIGHTS: tl.constexpr = gl.DotOperandLayout(0, OUT, 2)",
-            *self._wide(),
+            _WIDE,
             "factor = scale * 1.4426950408889634",
             "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)",
         ]
@@ -206,10 +129,25 @@ class Specialised(WalksKeys, Forward):
         ]
         return [*constants, *self._laps(body)]
 
+    def _rows_in(self, layout: str, slot: str = "SLOT") -> str:
+        return self._positions(f"tile * ROWS + {slot} * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))")
+
+    def _query(self, i: int = 0) -> str:
+        """The queries, at an address that each segment computes for itself.
+
+        Of two branches that compute the same address, the assembler of CUDA 12.8 may compute it in the first alone, and
+        read an unset register where only the second is taken. So the addresses differ, for heads < 0, which never is.
+        """
+        apart = f" + tl.where(heads < {-i}, 1, 0)" if i else ""
+        return f"query = q_s.index(lap % PLACES * (ROWS // 64) + SLOT{apart})"
+
     def _state(self) -> list[str]:
         """The softmax so far, and what masks need."""
         lines = [
-            *self._rows_of("gl.SliceLayout(1, OUT)"),
+            "lanes = SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, OUT))",
+            f"rows = {self._rows_in('OUT')}",
+            "valid_row = (rows >= n - n_q) & (rows < n)",
+            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
             "dims_v = gl.arange(0, BLOCK_V, gl.SliceLayout(0, OUT))",
             "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
         ]
@@ -225,17 +163,25 @@ class Specialised(WalksKeys, Forward):
         lines += [
             "top = gl.convert_layout(top, gl.SliceLayout(1, SCORES))",
             "total = gl.convert_layout(total, gl.SliceLayout(1, SCORES))",
-            f"rows = {self._rows_in('gl.SliceLayout(1, SCORES)')}",
+            f"rows = {self._rows_in('SCORES')}",
             f"q = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
             *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
         ]
         return lines
 
     def _segment(self, i: int, segment: Segment) -> list[str]:
-        keys, held = self._held(segment)
-        mask = [*keys, f"scores = tl.where({held}, scores * factor, float('-inf'))"]
+        wide = ".to(tl.int64)" if self.wide else ""
+        columns = triton(segment.view.key, {"u": "(J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES)))"})
+        held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
+        mask = [
+            f"k = ({columns})[None, :]{wide}",
+            "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
+            f"scores = tl.where({self._inside(segment.mask)}{held}, scores * factor, float('-inf'))",
+        ]
         first = [
-            self._own("query", "q_s", i),
+            self._query(i),
+            "t = begin",
+            *segment.tile,
             *_KEYS,
             "scores = warpgroup_mma_wait(0, deps=[scores])",
             _LEFT,
@@ -247,11 +193,18 @@ class Specialised(WalksKeys, Forward):
             "p = gl.convert_layout(p.to(query.dtype), WEIGHTS)",
             "step += 1",
         ]
-        return self._walk_tiles(segment, first, self._turn(mask), self._turn([]), [*_VALUES, *_DRAINED])
+        loops = []
+        if segment.masked != "0":
+            loops += ["for t in range(begin + 1, tl.minimum(masked, end)):", *("    " + x for x in self._turn(segment, mask))]
+        if segment.masked != segment.total:
+            loops += ["for t in range(tl.maximum(begin + 1, masked), end):", *("    " + x for x in self._turn(segment, []))]
+        body = [*first, *loops, *_VALUES, *_DRAINED]
+        return [*self._turns(segment), "if begin < end:", *("    " + line for line in body)]
 
-    def _turn(self, mask: list[str]) -> list[str]:
+    def _turn(self, segment: Segment, mask: list[str]) -> list[str]:
         """One turn of the pipeline: with ``mask``, or for a tile that is full."""
         lines = [
+            *(segment.tile if mask else []),
             *_KEYS,
             *_VALUES,
             "scores = warpgroup_mma_wait(1, deps=[scores])",
@@ -274,7 +227,7 @@ class Specialised(WalksKeys, Forward):
         ]
 
     def _result(self) -> list[str]:
-        """Output and log-sum-exp."""
+        """Output and log-sum-exp: 16-bit results go through the place of the queries, so that threads store 16 bytes."""
         lines = [
             "top = gl.convert_layout(top, gl.SliceLayout(1, OUT))",
             "total = gl.convert_layout(total, gl.SliceLayout(1, OUT))",
@@ -286,8 +239,15 @@ class Specialised(WalksKeys, Forward):
             *lines,
             *most,
             "if BLOCK_D == BLOCK_V:",
-            f"    {self._own('query', 'q_s')}",
-            *("    " + line for line in self._through_rows("out", "VALUE_DIM", "Q_WIDE")),
+            f"    {self._query()}",
+            "    meet()",
+            "    query.store(out.to(query.dtype))",
+            "    meet()",
+            "    result = query.load(WIDE)",
+            f"    rows = {self._rows_in('WIDE')}",
+            "    dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
+            "    at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+            "    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < VALUE_DIM)",
             "    tl.store(out_ptr + at[:, None] * VALUE_DIM + dims, result, mask=inside)",
             "else:",
             f"    {address}",

@@ -8,7 +8,6 @@ all three; `Forward`, `Queries` and `Keys` say what is loaded, computed at each 
 from __future__ import annotations
 
 from textwrap import indent
-from typing import Self
 
 from patternc.lower.plan import Atom, Draws, Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import Loop, View
@@ -593,11 +592,6 @@ class Queries(_ByQuery):
     strides = (*_ByQuery.strides, *(f"stride_g{axis}" for axis in "bhnd"))
     _fold_one = "acc = fold_query_one(acc, scores, norm, delta, grad, key, value)"
 
-    def retiled(self) -> Self:
-        """The same in tiles of its own, not those of the output, of which there are lists of their own too."""
-        self.lists, self.tables, self.tile = "query_lists", "query_table", ("QUERY_ROWS", "QUERY_COLUMNS")
-        return self
-
     def _share_pointers(self, i: int) -> list[str]:
         return [f"share_{i}_ptr"]
 
@@ -630,11 +624,6 @@ class Queries(_ByQuery):
             ]
             if not self.group.share:
                 lines += ["tl.store(delta_ptr + at, delta, mask=valid_row)", "tl.store(norm_ptr + at, norm, mask=valid_row)"]
-        return [*lines, *self._taken_up()]
-
-    def _taken_up(self) -> list[str]:
-        """What shares of these rows have left, added."""
-        lines = []
         for i in range(len(self.shares)):
             lines += [
                 *self._shared_places(i),
@@ -655,6 +644,13 @@ class Queries(_ByQuery):
             "dq_at = dq_ptr + put[:, None] * HEAD_DIM + dims[None, :]",
             f"tl.store(dq_at, (acc{factor}).to(dq_ptr.dtype.element_ty), mask=kept[:, None] & (dims < HEAD_DIM)[None, :])",
         ]
+
+
+class RetiledQueries(Queries):
+    """`Queries` in tiles of their own, not those of the output, of which there are lists of their own too."""
+
+    lists = "query_lists"
+    tile = "QUERY_ROWS", "QUERY_COLUMNS"
 
 
 class Keys(Program):

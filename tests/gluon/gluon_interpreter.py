@@ -8,6 +8,7 @@ that the protocol between the warpgroups is tested with the arithmetic. Layouts,
 from __future__ import annotations
 
 import ast
+import random
 import threading
 import time
 from contextlib import contextmanager
@@ -24,6 +25,13 @@ PATIENCE = 20.0
 
 PRODUCT = 0.0
 """Seconds that a product takes: with more, nobody who overwrites what it reads is too late for that."""
+
+STORE = 0.0
+"""Seconds until a store is seen: with more, nobody who does not wait for it is too late to miss it."""
+
+
+ENGINE = 0.0
+"""Seconds that a copy of the engine may take: with more, copies overtake each other."""
 
 
 class Stuck(AssertionError):
@@ -195,6 +203,7 @@ class Shared:
         return Shared(self.memory.reshape([int(size) for size in shape]))
 
     def store(self, value):
+        time.sleep(STORE)
         self.memory[...] = plain(value)
 
     def load(self, _layout):
@@ -296,12 +305,19 @@ def _rows(view, at):
 
 
 def copy_by_engine(view, at, barrier, place):
-    """What the copy engine does: rows out of bounds are zeros."""
+    """What the copy engine does, at once or later: rows out of bounds are zeros."""
     found, first = _rows(view, at)
     tile = np.zeros(view.block_shape[-2:], found.dtype)
     tile[first : first + found.shape[0], : found.shape[1]] = found
-    place.store(tile)
-    barrier.came(2 * tile.size)  # kernels count 16-bit elements
+
+    def deliver():
+        place.store(tile)
+        barrier.came(2 * tile.size)  # kernels count 16-bit elements
+
+    if ENGINE:
+        threading.Timer(random.uniform(0, ENGINE), deliver).start()
+    else:
+        deliver()
 
 
 def _reduced(function):
@@ -423,17 +439,17 @@ def _forgotten(begin, group):
 
 
 @contextmanager
-def launched(module, left_out=(), **stand_ins):
+def launched(module, done=lambda name, given: False, **stand_ins):
     """Launches of a module run here; their kernels' names are in the list that this gives.
 
-    Memory that nothing has written holds NaN. ``stand_ins`` are other functions of the module, by their names; kernels whose
-    names begin with one ``left_out`` do not run.
+    Memory that nothing has written holds NaN. ``stand_ins`` are other functions of the module, by their names; a kernel does
+    not run if ``done(name, arguments)``.
     """
     names = []
 
     def launch(kernel, grid, case, given, options):
         names.append(kernel.__name__)
-        if not kernel.__name__.startswith(left_out):
+        if not done(kernel.__name__, dict(zip(kernel.arg_names, given, strict=True))):
             run(module, kernel, grid, given)
 
     filled = torch.are_deterministic_algorithms_enabled()

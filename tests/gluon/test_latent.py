@@ -161,6 +161,7 @@ WRONG = {
 def test_mistakes_are_noticed(name, monkeypatch):
     monkeypatch.setattr(gluon_interpreter, "PATIENCE", 2.0)
     monkeypatch.setattr(gluon_interpreter, "PRODUCT", 0.01)
+    monkeypatch.setattr(gluon_interpreter, "STORE", 0.01)
     old, new = WRONG[name]
 
     def change(source):
