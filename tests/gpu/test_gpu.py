@@ -507,7 +507,8 @@ def test_gradients_at_once(text, shape, head_dim, dtype):
             assert_matches_dense(text, call.q, call.k, call.v, backend="gluon", grads=True, **call.inputs)
         finally:
             torch.use_deterministic_algorithms(False)
-    assert names == ["kernel_g0", "queries_g0", "specialised_keys_g0"]
+    assert "joint_g0" not in names
+    assert any(name.startswith("specialised_keys") for name in names)
 
 
 @pytest.mark.parametrize("backend", ["triton", "gluon"])
