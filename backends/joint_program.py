@@ -26,7 +26,6 @@ class Joint(ByKey):
     kind = "joint"
     lists = "joint_lists"
     tile = "JOINT_ROWS", "JOINT_COLUMNS"
-    copied = "qgkv"
     shared = (*ByKey.shared, "slope_s", "dq_s")
     pointers = (*ByKey.pointers, "dq_view")
     layouts = (*ByKey.layouts, "HALVES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D // 2, 16])")

@@ -66,9 +66,9 @@ class ByKey(BySegment, Keys):
         """The tiles in shared memory, and the barriers."""
         own, line = self.consumers, "gl.SwizzledSharedLayout(1, 1, 1, [0])"
         return [
-            "ELEMENT: tl.constexpr = dk_ptr.dtype.element_ty",
+            "ELEMENT: tl.constexpr = k_view.dtype",
             *(
-                f"{t}_s = gl.allocate_shared_memory({t}_view.dtype, [{places}, 1, 1, 1, 64, {block}], {t}_view.layout)"
+                f"{t}_s = gl.allocate_shared_memory(ELEMENT, [{places}, 1, 1, 1, 64, {block}], {t}_view.layout)"
                 for t, places, block in (("k", own, "BLOCK_D"), ("v", own, "BLOCK_V"), ("q", 2, "BLOCK_D"), ("g", 2, "BLOCK_V"))
             ),
             *(f"{name}_s = gl.allocate_shared_memory(tl.float32, [2, 64], {line})" for name in ("norm", "delta")),
