@@ -234,8 +234,10 @@ def test_specialised_presets(name, head_dim):
 SPILLED_BY_KEYS, SPILLED_BY_KEYS_OF = 160, {"bigbird": 400}
 
 
-@pytest.mark.parametrize(("kv_heads", "dtype"), [(8, "bfloat16"), (2, "float16")])
-@pytest.mark.parametrize("name", [*FEW, "sparse_fixed"])
+@pytest.mark.parametrize(
+    ("name", "kv_heads", "dtype"),
+    [*((name, 8, "bfloat16") for name in (*FEW, "sparse_fixed")), ("bigbird", 2, "float16")],
+)
 def test_specialised_keys(name, kv_heads, dtype):
     """Gluon kernels for the gradients of keys, for long rows in deterministic mode: two programs fit on a processor."""
     torch.use_deterministic_algorithms(True)
