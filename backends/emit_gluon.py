@@ -15,8 +15,8 @@ from patternc.scalar import TRUE
 from .emit_triton import TritonBackend, shares
 from .gluon_program import Latent, Specialised
 from .joint_program import Joint
-from .keys_program import SpecialisedKeys, regular
-from .triton_program import Forward, Keys
+from .keys_program import ByKey, SpecialisedKeys, regular
+from .triton_program import Forward, Keys, Program
 
 GENERATION = 9
 
@@ -50,7 +50,7 @@ def _can_add() -> bool:
 
 
 class GluonBackend(TritonBackend):
-    """Hopper GPUs: the output, and gradients of long rows, by warp-specialised kernels; all else as in `TritonBackend`."""
+    """Hopper GPUs: the output and most gradients by warp-specialised kernels; all else as in `TritonBackend`."""
 
     name = "gluon"
     rank = 30
@@ -107,10 +107,11 @@ class GluonBackend(TritonBackend):
     def imports(self, plan: Plan) -> str:
         return _IMPORTS + (_ADDING if plan.joint else "")
 
-    def modules(self, plan: Plan, forwards: Sequence[Forward]) -> tuple[str, ...]:
-        latent = ("gluon_latent.py",) if any(isinstance(kernel.instead, Latent) for kernel in forwards) else ()
-        joint = ("gluon_gradients.py",) if plan.joint else ()
-        return (*super().modules(plan, forwards), "gluon_kernel.py", "gluon_keys.py", *latent, *joint)
+    def modules(self, kernels: Sequence[Program]) -> tuple[str, ...]:
+        parts = (ByKey, "gluon_keys.py"), (Latent, "gluon_latent.py"), (Joint, "gluon_gradients.py")
+        every = [one for kernel in kernels for one in kernel.variants()]
+        needed = (name for kind, name in parts if any(isinstance(one, kind) for one in every))
+        return (*super().modules(kernels), "gluon_kernel.py", *needed)
 
 
 BACKEND = GluonBackend()

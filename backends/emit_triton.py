@@ -15,7 +15,7 @@ from patternc.scalar import size
 from .assemble import PythonNames, header, inputs, sampler, selecting, selections, verbatim
 from .picked_program import PickedForward, PickedKeys, PickedQueries
 from .triton_host import backward, forward, listings, packings
-from .triton_program import Forward, Keys, Queries, RetiledQueries, device_draws
+from .triton_program import Forward, Keys, Program, Queries, RetiledQueries, device_draws
 
 MAX_HEAD_DIM, MAX_LISTED_DIM = 256, 1024
 """The widest heads, and those of patterns that only walk lists of keys."""
@@ -106,7 +106,7 @@ class TritonBackend:
         """The kernel for all gradients at once."""
         return None
 
-    def modules(self, plan: Plan, forwards: Sequence[Forward]) -> tuple[str, ...]:  # noqa: ARG002
+    def modules(self, kernels: Sequence[Program]) -> tuple[str, ...]:  # noqa: ARG002
         """The fixed parts of the kernels."""
         return "launch_kernel.py", "triton_kernel.py"
 
@@ -144,7 +144,7 @@ class TritonBackend:
             *selecting(plan, ("triton_picks.py", "triton_indexer.py", "triton_importance.py")),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
-            *(verbatim("patternc.backends", name) for name in self.modules(plan, forwards)),
+            *(verbatim("patternc.backends", name) for name in self.modules((*forwards, *others))),
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),

@@ -20,12 +20,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .gluon_kernel import meet
-from .gluon_keys import begin_scores
+from .gluon_keys import begin_scores, fits_keys
 
 
 def joins(blocks, whole):
     """Whether one kernel can compute all gradients: the order in which it adds to those of queries is not always the same."""
-    return whole and blocks[2:] == (128, 128) and not torch.are_deterministic_algorithms_enabled()
+    return fits_keys(blocks, whole) and not torch.are_deterministic_algorithms_enabled()
 
 
 @builtin

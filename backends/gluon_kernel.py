@@ -59,6 +59,15 @@ def tile_of(tiles, step, ROWS: gl.constexpr, BLOCK: gl.constexpr, STAGES: gl.con
     return tiles.index(step % STAGES).reshape([ROWS, BLOCK])
 
 
+@gluon.jit
+def through(place, tile, WIDE: gl.constexpr):
+    """A tile as the layout WIDE has it, in the dtype of the place in shared memory that it goes through."""
+    meet()
+    place.store(tile.to(place.dtype))
+    meet()
+    return place.load(WIDE)
+
+
 @triton.jit
 def peak_of(top, peak):
     """The highest score so far, the same or 0 where there is none, and what that leaves of older weights."""

@@ -74,24 +74,40 @@ def copy_queries(
 
 
 @gluon.jit
-def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
-    """Begins the product of the keys with the queries of a step; if there are none, with what is left in their place."""
-    if more:
-        mbarrier.wait(full.index(step % 2), step // 2 & 1)
+def scores_of(k_s, q_s, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
+    """The product of the keys with the queries of a step, begun."""
     queries = q_s.index(step % 2).reshape([64, BLOCK_D])
     return warpgroup_mma(k_s.index(SLOT).reshape([64, BLOCK_D]), queries.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
-    """Begins the product of the values with the gradients of a step, less delta: with that in the sums, no register is for it.
-
-    What it starts from is there before the scores are waited for.
-    """
-    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
-    scores = warpgroup_mma_wait(0, deps=[scores])
+def slopes_of(v_s, g_s, step, less, SLOT: gl.constexpr, BLOCK_V: gl.constexpr):
+    """The product of the values with the gradients of a step, begun, added to ``less``."""
     grads = g_s.index(step % 2).reshape([64, BLOCK_V])
-    return scores, warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), less, is_async=True)
+    return warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), less, is_async=True)
+
+
+@gluon.jit
+def less_delta(delta_s, step, zero, SCORES: gl.constexpr):
+    """What slopes start from: with -delta in the sums, no register is for it."""
+    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
+    return less
+
+
+@gluon.jit
+def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Begins the scores of a step; if there are no more, with what is left in the place of its queries."""
+    if more:
+        mbarrier.wait(full.index(step % 2), step // 2 & 1)
+    return scores_of(k_s, q_s, step, zero, SLOT, BLOCK_D)
+
+
+@gluon.jit
+def begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
+    """Begins the slopes of a step; what they start from is there before the scores are waited for."""
+    less = less_delta(delta_s, step, zero, SCORES)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    return scores, slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V)
 
 
 @gluon.jit
@@ -109,13 +125,11 @@ def begin_both(
     BLOCK_V: gl.constexpr,
     SCORES: gl.constexpr,
 ):
-    """Begins both products of a step, that of the values as in `begin_slopes`, and waits for the scores."""
+    """Begins the scores and the slopes of a step, and waits for the scores."""
     mbarrier.wait(full.index(step % 2), step // 2 & 1)
-    less, _ = gl.broadcast(delta_s.index(step % 2).load(gl.SliceLayout(0, SCORES))[None, :], zero)
-    queries, grads = q_s.index(step % 2).reshape([64, BLOCK_D]), g_s.index(step % 2).reshape([64, BLOCK_V])
-    keys, values = k_s.index(SLOT).reshape([64, BLOCK_D]), v_s.index(SLOT).reshape([64, BLOCK_V])
-    scores = warpgroup_mma(keys, queries.permute((1, 0)), zero, use_acc=False, is_async=True)
-    slopes = warpgroup_mma(values, grads.permute((1, 0)), less, is_async=True)
+    less = less_delta(delta_s, step, zero, SCORES)
+    scores = scores_of(k_s, q_s, step, zero, SLOT, BLOCK_D)
+    slopes = slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V)
     scores = warpgroup_mma_wait(1, deps=[scores])
     return scores, slopes
 

@@ -11,7 +11,7 @@ from patternc.relation import View
 
 from .picked_program import PickedForward
 from .printer import triton
-from .segments import ByLap, Segment, residue_of
+from .segments import ByLap, Segment, residue_of, wide
 from .triton_program import Forward
 
 _BARRIERS = {
@@ -24,8 +24,7 @@ _BARRIERS = {
 }
 """What is waited for, with the number of arrivals: rings of places for queries, for keys and for values."""
 
-_WIDE = "WIDE: tl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_D, BLOCK_D // 8], [4, 1], [1, 0])"
-"""Rows as they lie in memory, 16 bytes a thread."""
+_WIDE = wide("WIDE", "BLOCK_D")
 
 _KEYS = (
     "mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)",
@@ -56,10 +55,11 @@ class Specialised(ByLap, Forward):
     own_constants = ", *places(blocks, rows, columns)"
     tables = "row_table"
     shared = ("q_s", "k_s", "v_s", *_BARRIERS)
+    registers = 232, 40
 
     def source(self) -> str:
         values, _ = self._signature()
-        segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
+        segments = self._every()
         memory = [
             "ELEMENT: tl.constexpr = q_ptr.dtype.element_ty",
             "q_s = gl.allocate_shared_memory(ELEMENT, [PLACES * ROWS // 64, 64, BLOCK_D], rows_layout(64, BLOCK_D, ELEMENT))",
@@ -67,9 +67,8 @@ class Specialised(ByLap, Forward):
             "v_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_V], v_view.layout)",
             *(f"{name} = barriers({'PLACES' if name[0] == 'q' else 'STAGES'}, {count})" for name, count in _BARRIERS.items()),
         ]
-        registers = [232] * (self.consumers - 1) + [40]
         plain = [name for name in values if not name.endswith("_view")]
-        return self._warpgroups(self._copies(segments), self._consumer(segments), memory, registers, plain)
+        return self._warpgroups(self._copies(segments), self._consumer(segments), memory, plain)
 
     def _scalars(self) -> list[str]:
         return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
@@ -128,9 +127,6 @@ class Specialised(ByLap, Forward):
             *self._result(),
         ]
         return [*constants, *self._laps(body)]
-
-    def _rows_in(self, layout: str, slot: str = "SLOT") -> str:
-        return self._positions(f"tile * ROWS + {slot} * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))")
 
     def _query(self, i: int = 0) -> str:
         """The queries, at an address that each segment computes for itself.
@@ -240,10 +236,7 @@ class Specialised(ByLap, Forward):
             *most,
             "if BLOCK_D == BLOCK_V:",
             f"    {self._query()}",
-            "    meet()",
-            "    query.store(out.to(query.dtype))",
-            "    meet()",
-            "    result = query.load(WIDE)",
+            "    result = through(query, out, WIDE)",
             f"    rows = {self._rows_in('WIDE')}",
             "    dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
             "    at = (b64 * heads + head) * n_q + rows - (n - n_q)",

@@ -10,7 +10,7 @@ from patternc.lower.plan import Gather, HeadPlan, Picked, Walk
 from patternc.scalar import Var
 
 from .printer import triton
-from .segments import ByLap, BySegment, Segment, residue_of
+from .segments import ByLap, BySegment, Segment, residue_of, wide
 from .triton_program import Keys, Program
 
 _LAYOUTS = (
@@ -40,11 +40,8 @@ class ByKey(BySegment, Keys):
     pointers: tuple[str, ...] = ("q_view", "g_view", "k_view", "v_view", "norm_ptr", "delta_ptr", "dk_ptr", "dv_ptr")
     strides = ()
     constants = Program.constants
-    options, described, always_copied = "specialised(rows)", "shared_view", True
     shared: tuple[str, ...] = ("k_s", "v_s", "q_s", "g_s", "norm_s", "delta_s", "kept", "full", "done")
     layouts: tuple[str, ...] = _LAYOUTS
-    registers = 240, 24
-    """Of a thread of a consumer but the first, and of one that copies."""
     _parity = "0"
     """Which turn of the keys' places this is."""
     _around: tuple[tuple[str, ...], tuple[str, ...]] = (), ()
@@ -57,10 +54,8 @@ class ByKey(BySegment, Keys):
     """Where the masked ones of a program's steps end, and what masks say beyond what the plan does."""
 
     def source(self) -> str:
-        segments = [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
-        consumer, copies = self.registers
-        registers = [consumer] * (self.consumers - 1) + [copies]
-        return self._warpgroups(self._copies(segments), self._consumer(segments), self._memory(), registers)
+        segments = self._every()
+        return self._warpgroups(self._copies(segments), self._consumer(segments), self._memory())
 
     def _memory(self) -> list[str]:
         """The tiles in shared memory, and the barriers."""
@@ -74,9 +69,6 @@ class ByKey(BySegment, Keys):
             *(f"{name}_s = gl.allocate_shared_memory(tl.float32, [2, 64], {line})" for name in ("norm", "delta")),
             f"kept, full, done = barriers(1, 1), barriers(2, 2), barriers(2, {own})",
         ]
-
-    def _laps(self, body: list[str]) -> list[str]:
-        return ["step = 0", *body]
 
     # Copies.
 
@@ -124,11 +116,7 @@ class ByKey(BySegment, Keys):
             *self._walked(steps),
             *self._results(),
         ]
-        start = [
-            "ELEMENT: tl.constexpr = k_s.dtype",
-            "factor = scale * 1.4426950408889634",
-            "zero = gl.zeros([64, 64], gl.float32, SCORES)",
-        ]
+        start = ["factor = scale * 1.4426950408889634", "zero = gl.zeros([64, 64], gl.float32, SCORES)"]
         return [*self.layouts, *start, *self._laps(body)]
 
     def _walked(self, steps: list[str]) -> list[str]:
@@ -141,16 +129,13 @@ class ByKey(BySegment, Keys):
 
     def _results(self) -> list[str]:
         """Results go through shared memory, so that threads store 16 bytes."""
-        wide, turned, stored = "gl.BlockedLayout([1, 8], [256 // {0}, {0} // 8], [4, 1], [1, 0])", [], []
-        for (letter, _, block, dim), place in zip(_SUMS, self._through, strict=True):
+        turned, stored = [], []
+        for (letter, _, block, dim), tile in zip(_SUMS, self._through, strict=True):
             layout = f"WIDE_{letter.upper()}"
             turned += [
-                f"{layout}: tl.constexpr = {wide.format(block)}",
-                f"through = {place}.reshape([64, {block}])",
-                "meet()",
-                f"through.store((d{letter}{' * scale' if letter == 'k' else ''}).to(ELEMENT))",
-                "meet()",
-                f"d{letter} = through.load({layout})",
+                wide(layout, block),
+                f"through_s = {tile}.reshape([64, {block}])",
+                f"d{letter} = through(through_s, d{letter}{' * scale' if letter == 'k' else ''}, {layout})",
             ]
             stored += self._stored(letter, layout, block, dim)
         return [*turned, *self._left(), *stored]
@@ -170,9 +155,6 @@ class ByKey(BySegment, Keys):
             f"at = ((b64 * kv_heads + kv) * n + rows)[:, None] * {dim} + dims",
             f"inside = (rows < n)[:, None] & (dims < {dim})",
         ]
-
-    def _rows_in(self, layout: str) -> str:
-        return self._positions(f"tile * ROWS + SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))")
 
     def _segment(self, segment: Segment) -> list[str]:
         first, last = self._around
@@ -242,9 +224,9 @@ class SpecialisedKeys(ByLap, ByKey):
     def _own(self, layout: str, block: str, dim: str) -> list[str]:
         if not self.group.share:
             return super()._own(layout, block, dim)
-        first = "((turn * (height // run_heads) + b64) * kv_heads + kv) * (width // splits * ROWS) + place * ROWS"
         return [
-            f"rows = {first} + SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))",
+            f"lanes = SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))",
+            f"rows = {self._left_at('kv', 'kv_heads')}",
             f"dims = gl.arange(0, {block}, gl.SliceLayout(0, {layout}))[None, :]",
             f"at = rows[:, None] * {dim} + dims",
             f"inside = (rows >= 0)[:, None] & (dims < {dim})",

@@ -38,18 +38,21 @@ class Segment:
 class BySegment(Program):
     """A program whose warpgroups agree on tiles without a word: each computes which there are."""
 
+    options, described, always_copied, drawn_from_table = "specialised(rows)", "shared_view", True, True
     shared: tuple[str, ...] = ()
     """What its warpgroups have in shared memory."""
-    consumers = 2
-    """The warpgroups that multiply, beside the one that copies."""
+    registers = 240, 24
+    """Of a thread of a consumer but the first, and of one that copies."""
 
-    def _warpgroups(
-        self, copies: list[str], consumer: list[str], memory: list[str], registers: list[int], consumed: Sequence[str] = ()
-    ) -> str:
+    def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
+        super().__init__(index, group, tile, shares, source)
+        self.consumers = tile.rows // 64
+        """The warpgroups that multiply, beside the one that copies."""
+
+    def _warpgroups(self, copies: list[str], consumer: list[str], memory: list[str], consumed: Sequence[str] = ()) -> str:
         """Three functions: the copies, the consumers, and the kernel that starts both.
 
-        ``memory`` allocates what is shared, ``registers`` are those of a thread of every warpgroup but the first, and
-        ``consumed`` are the parameters that consumers take: all by default.
+        ``memory`` allocates what is shared, and ``consumed`` are the parameters that consumers take: all by default.
         """
         values, unspecialised = self._signature()
         shared, typed = ", ".join(self.shared), ", ".join(f"{c}: tl.constexpr" for c in self.constants)
@@ -70,11 +73,22 @@ class BySegment(Program):
             f"        ({self.name}_copies, ({given['copies']}, {constants})),",
             "    ],",
             f"    {[4] * self.consumers!r},",
-            f"    {registers!r},",
+            f"    {[self.registers[0]] * (self.consumers - 1) + [self.registers[1]]!r},",
             ")",
         ]
         head = f"@gluon.jit(do_not_specialize={unspecialised!r})\ndef {self.name}(\n    {', '.join(values)},\n    {typed}\n):\n"
         return "\n\n\n".join([*parts, head + indent("\n".join(main), "    ")])
+
+    def _laps(self, body: list[str]) -> list[str]:
+        """What a program does, once."""
+        return ["step = 0", *body]
+
+    def _rows_in(self, layout: str, slot: str = "SLOT") -> str:
+        """The rows of a consumer."""
+        return self._positions(f"tile * ROWS + {slot} * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))")
+
+    def _every(self) -> list[Segment]:
+        return [segment for i, phase in enumerate(self.group.phases) for segment in self._segments(i, phase)]
 
     def _segments(self, i: int, phase: Phase) -> list[Segment]:
         match phase:
@@ -140,23 +154,24 @@ class BySegment(Program):
 class ByLap(BySegment):
     """Every program works on tiles ``work`` until all are done, and copies for the next while it multiplies for this one."""
 
-    grid, options, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", "specialised(rows)", ("width", "height")
+    grid, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", ("width", "height")
     most = "programs(1 << 30, rows, q.device)"
-    described = "shared_view"
-    always_copied = True
-    drawn_from_table = True
     _program = "work % width", "work // width"
     _programs = "width", "height"
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)
-        self.consumers = tile.rows // 64
         if _longest(group, tile) > LONG:
             self.grid = "(width * height, 1, 1)"
 
     def _laps(self, body: list[str]) -> list[str]:
         every = ("laps = laps_of(width * height)", "for lap in range(0, laps):", "    work = work_of(lap)")
         return ["step = 0", *every, *("    " + line for line in body)]
+
+
+def wide(name: str, block: str) -> str:
+    """A layout of rows as they lie in memory, 16 bytes a thread."""
+    return f"{name}: tl.constexpr = gl.BlockedLayout([1, 8], [256 // {block}, {block} // 8], [4, 1], [1, 0])"
 
 
 def residue_of(view: View) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from textwrap import indent
 
 from patternc.lower.plan import Draws, Gather, Listed, Picked, Walk
+from patternc.relation import View
 from patternc.scalar import FALSE, Scalar, variables
 from patternc.terms import Document, Layout
 
@@ -111,15 +112,20 @@ def _again(programs: list[Forward]) -> tuple[list[str], list[str]]:
 
 
 def _pass(program: Program, lines_of: Callable[[Program], list[str]], target: str, finish: str) -> list[str]:
-    """A pass, by the kernel that suits its lists. ``finish`` makes the ``target`` of what one that is repeated leaves."""
+    """A pass over queries. ``finish`` makes the ``target`` of what a kernel that is repeated leaves."""
+    return [*_lists(program), *_suited(program, lines_of, target, finish), f"at += {len(program.group.selections)}"]
+
+
+def _suited(program: Program, lines_of: Callable[[Program], list[str]], target: str = "", finish: str = "") -> list[str]:
+    """The kernel of a pass, or that which the host finds to suit it."""
     lines, instead, group = lines_of(program), program.instead, program.group
-    if instead:
-        other = [*(lines_of(instead.start) if instead.start else []), *lines_of(instead)]
-        if instead.repeated:
-            every = [(0, 1)] if len(group.heads) == group.period else [(head, group.period) for head in group.heads]
-            other += [f"{target}[:, {first}::{step}] = prior[:, {first}::{step}]{finish}" for first, step in every]
-        lines = [f"if {instead.suits}:", *_within(other), "else:", *_within(lines)]
-    return [*_lists(program), *lines, f"at += {len(group.selections)}"]
+    if not instead:
+        return lines
+    other = [*(lines_of(instead.start) if instead.start else []), *lines_of(instead)]
+    if instead.repeated:
+        every = [(0, 1)] if len(group.heads) == group.period else [(head, group.period) for head in group.heads]
+        other += [f"{target}[:, {first}::{step}] = prior[:, {first}::{step}]{finish}" for first, step in every]
+    return [f"if {instead.suits}:", *_within(other), "else:", *_within(lines)]
 
 
 def _within(lines: list[str]) -> list[str]:
@@ -232,10 +238,8 @@ def _joint(program: Keys) -> list[str]:
 
 
 def _key_pass(program: Keys) -> list[str]:
-    """A pass over keys, by the kernel that suits it, or not at all where that over their queries has added its part."""
-    group, lines = program.group, _keys_of(program)
-    if isinstance(program.instead, Keys):
-        lines = [f"if {program.instead.suits}:", *_within(_keys_of(program.instead)), "else:", *_within(lines)]
+    """A pass over keys; not where that over their queries has added its part."""
+    group, lines = program.group, _suited(program, _keys_of)
     if group.picked and _one_by_one(program):
         tag, before = _tag(program), ("prior_k + ", "prior_v + ") if group.chained else ("", "")
         lines = [
@@ -249,7 +253,8 @@ def _key_pass(program: Keys) -> list[str]:
     return [*_lists(program), *lines, f"at += {len(group.selections)}"]
 
 
-def _keys_of(program: Keys) -> list[str]:
+def _keys_of(program: Program) -> list[str]:
+    assert isinstance(program, Keys)
     group = program.group
     body, arguments = _arguments(program)
     targets = f"*(sums if together else ({'dk, dv' if group.last else 'prior_k, prior_v'}))"
@@ -305,13 +310,23 @@ def _row_views(program: Keys) -> tuple[list[str], str]:
     """Views of what a pass over keys walks, and of its rows if it copies those: rows a few of every period are packed first."""
     if not program.packs_rows:
         return [], _views(program, program.copied)
-    view = program.group.rows
+    lines, rows = _packed_as("rows_k", "rows_v", program, program.group.rows)
+    return lines, f"{_views(program, 'qg')}{rows}"
+
+
+def _packed_as(k: str, v: str, program: Program, view: View) -> tuple[list[str], str]:
+    """Lines that pack keys and values of a view, under names, and their views for the copy engine."""
     lines = [
-        f"keys_of = kept(packed_{view.period}_{view.width}_{view.first}, n, n_q, heads, q.device)",
-        "rows_k, rows_v = aligned(k.index_select(2, keys_of)), aligned(v.index_select(2, keys_of))",
+        f"keys_of = kept({_packing(view)}, n, n_q, heads, q.device)",
+        f"{k}, {v} = aligned(k.index_select(2, keys_of)), aligned(v.index_select(2, keys_of))",
     ]
-    rows = (("rows_k", "blocks[2]"), ("rows_v", "blocks[3]"))
-    return lines, _views(program, "qg") + "".join(f"{program.described}({t}, 1, columns, {b}, generation), " for t, b in rows)
+    wide = (k, "blocks[2]"), (v, "blocks[3]")
+    return lines, "".join(f"{program.described}({t}, 1, columns, {block}, generation), " for t, block in wide)
+
+
+def _packing(view: View) -> str:
+    """The host function that lists the keys of a view."""
+    return f"packed_{view.period}_{view.width}_{view.first}"
 
 
 def _sizes(options: str, tile: str) -> list[str]:
@@ -337,15 +352,9 @@ def _packs(program: Program) -> tuple[list[str], str]:
     """Lines that pack keys and values for the views that need it, and the arguments."""
     lines, arguments = [], ""
     for i, view in enumerate(program.packed):
-        lines += [
-            f"keys_of = kept(packed_{view.period}_{view.width}_{view.first}, n, n_q, heads, q.device)",
-            f"k{i}, v{i} = aligned(k.index_select(2, keys_of)), aligned(v.index_select(2, keys_of))",
-        ]
-        views = [
-            f"{program.described}({t}{i}, 1, columns, {block}, generation)"
-            for t, block in (("k", "blocks[2]"), ("v", "blocks[3]"))
-        ]
-        arguments += f"{', '.join(views)}, k{i}, v{i}, k{i}.stride(2), v{i}.stride(2), k{i}.shape[2], "
+        more, views = _packed_as(f"k{i}", f"v{i}", program, view)
+        lines += more
+        arguments += f"{views}k{i}, v{i}, k{i}.stride(2), v{i}.stride(2), k{i}.shape[2], "
     return lines, arguments
 
 
@@ -354,7 +363,7 @@ def packings(programs: list[Program]) -> list[str]:
     rows = [replace(program.group.rows, packs_rows=False) for program in programs if program.packs_rows]
     views = dict.fromkeys([*(view for program in programs for view in program.packed), *rows])
     return [
-        f"def packed_{view.period}_{view.width}_{view.first}(s, n_q):\n"
+        f"def {_packing(view)}(s, n_q):\n"
         f"    u = torch.arange(-(-s.n // {view.period}) * {view.width}, device=s.head.device)\n"
         f"    keys = {python(view.key, tensors=True)}\n"
         f"    return keys[keys < s.n]"

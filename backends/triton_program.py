@@ -240,6 +240,12 @@ class Program:
         stride = self.group.rows.stride
         return f"(n - n_q) // {stride} // ROWS + " if stride > 1 else "(n - n_q) // ROWS + "
 
+    def _left_at(self, head: str, heads: str) -> str:
+        """Where this program, a part of a share, leaves what its rows have."""
+        width, height = self._programs
+        first = f"((turn * ({height} // run_heads) + b64) * {heads} + {head}) * ({width} // splits * ROWS)"
+        return f"{first} + place * ROWS + lanes"
+
     def _shared_places(self, i: int) -> list[str]:
         """Where each row is found in what the i-th share left: ``shared`` (ROWS,), for the rows that ``held`` names."""
         share = self.shares[i]
@@ -480,9 +486,7 @@ class _ByQuery(Program):
         """Where results of the rows go: ``put`` (ROWS,), for the rows that ``kept`` names."""
         if not self.group.share:
             return ["put, kept = at, valid_row"]
-        width, height = self._programs
-        first = f"((turn * ({height} // run_heads) + b64) * heads + head) * ({width} // splits * ROWS)"
-        return [f"put, kept = {first} + place * ROWS + lanes, lanes >= 0"]
+        return [f"put, kept = {self._left_at('head', 'heads')}, lanes >= 0"]
 
     def _keys_and_scores(self, mask: Scalar | None, view: View) -> tuple[str, list[str]]:
         bound = str(int(mask is not None))
@@ -781,8 +785,7 @@ class Keys(Program):
     def _finish(self) -> list[str]:
         put = "put, kept = at, valid_row"
         if self.group.share:
-            turn = "((turn * (tl.num_programs(1) // run_heads) + b64) * kv_heads + kv) * (tl.num_programs(0) // splits * ROWS)"
-            put = f"put, kept = {turn} + place * ROWS + lanes, lanes >= 0"
+            put = f"put, kept = {self._left_at('kv', 'kv_heads')}, lanes >= 0"
         return [
             put,
             "factor = scale if LAST else 1.0",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -28,7 +29,6 @@ PRODUCT = 0.0
 
 STORE = 0.0
 """Seconds until a store is seen: with more, nobody who does not wait for it is too late to miss it."""
-
 
 ENGINE = 0.0
 """Seconds that a copy of the engine may take: with more, copies overtake each other."""
@@ -461,6 +461,23 @@ def launched(module, done=lambda name, given: False, **stand_ins):
             yield names
         finally:
             torch.use_deterministic_algorithms(filled)
+
+
+def assert_noticed(mistake, check, **late):
+    """``check(change)`` fails for a source with a mistake: what ``mistake`` finds, replaced. ``late`` are seconds, by name."""
+    old, new = mistake
+
+    def change(source):
+        changed = re.sub(old, new, source)
+        if changed == source:
+            pytest.fail(f"nothing in the source is {old}")
+        return changed
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, seconds in {"PATIENCE": 2.0, **late}.items():
+            patch.setitem(globals(), name, seconds)
+        with pytest.raises(AssertionError):
+            check(change)
 
 
 def run(module, kernel, grid, given):

@@ -343,18 +343,22 @@ def test_the_same_again(text):
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
 
 
+def assert_same_again(times, call):
+    """Every bit of the tensors of a call, however often."""
+    expected, different = call(), torch.zeros((), dtype=torch.bool, device="cuda")
+    for _ in range(times):
+        for mine, first in zip(call(), expected, strict=True):
+            different |= (mine != first).any()
+    assert not different
+
+
 @pytest.mark.parametrize("text", ["causal & (window(70) | stride(64))", "local(64) | global([0])", "bigbird"])
 def test_a_thousand_times(text):
     """Warpgroups that wait for each other: a race would show in some of many runs."""
     text = str(pc.preset(text)) if text in pc.presets() else text
     call = random_call(text, n=1300, heads=8, kv_heads=2, head_dim=128, dtype="bfloat16", device="cuda")
     attention = pc.compile(text)
-    expected = attention(call.q, call.k, call.v, return_lse=True)
-    different = torch.zeros((), dtype=torch.bool, device="cuda")
-    for _ in range(1000):
-        for mine, first in zip(attention(call.q, call.k, call.v, return_lse=True), expected, strict=True):
-            different |= (mine != first).any()
-    assert not different
+    assert_same_again(1000, lambda: attention(call.q, call.k, call.v, return_lse=True))
 
 
 @pytest.mark.parametrize("text", ["causal & (window(70) | stride(64))", "local(64) | global([0])", "bigbird", "causal"])
@@ -365,14 +369,9 @@ def test_gradients_many_times(text):
     torch.use_deterministic_algorithms(True)
     try:
         out = pc.compile(text)(*leaves)
-        expected = torch.autograd.grad(out.sum(), leaves, retain_graph=True)
-        different = torch.zeros((), dtype=torch.bool, device="cuda")
-        for _ in range(300):
-            for mine, first in zip(torch.autograd.grad(out.sum(), leaves, retain_graph=True), expected, strict=True):
-                different |= (mine != first).any()
+        assert_same_again(300, lambda: torch.autograd.grad(out.sum(), leaves, retain_graph=True))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not different
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
