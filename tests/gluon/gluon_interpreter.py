@@ -28,7 +28,7 @@ PRODUCT = 0.0
 """Seconds that a product takes: with more, nobody who overwrites what it reads is too late for that."""
 
 STORE = 0.0
-"""Seconds until a store is seen: with more, nobody who does not wait for it is too late to miss it."""
+"""Seconds that a store may take until it is seen: with more, some who do not wait for it look too early."""
 
 ENGINE = 0.0
 """Seconds that a copy of the engine may take: with more, copies overtake each other."""
@@ -203,7 +203,7 @@ class Shared:
         return Shared(self.memory.reshape([int(size) for size in shape]))
 
     def store(self, value):
-        time.sleep(STORE)
+        time.sleep(random.uniform(0, STORE))
         self.memory[...] = plain(value)
 
     def load(self, _layout):
