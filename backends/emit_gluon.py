@@ -16,7 +16,8 @@ from .emit_triton import TritonBackend, shares
 from .gluon_program import Latent, Specialised
 from .joint_program import Joint
 from .keys_program import ByKey, SpecialisedKeys, regular
-from .triton_program import Forward, Keys, Program
+from .queries_program import SpecialisedQueries
+from .triton_program import Forward, Keys, Program, Queries
 
 GENERATION = 9
 
@@ -95,6 +96,15 @@ class GluonBackend(TritonBackend):
                 kernel.instead = Latent(*given)
         return kernel
 
+    def queries(
+        self, kind: type[Queries], index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int
+    ) -> Queries:
+        kernel = super().queries(kind, index, group, tile, shares, source)
+        if tile == Tile(64, 64) and group.phases and not group.picked:
+            kernel.instead = SpecialisedQueries(index, group, tile, shares, source)
+            kernel.instead.lists, kernel.instead.tile = kernel.lists, kernel.tile
+        return kernel
+
     def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
         kernel = super().keys(index, group, plan, source)
         if plan.key_tile == Tile(64, 64) and regular(group):
@@ -108,7 +118,10 @@ class GluonBackend(TritonBackend):
         return _IMPORTS + (_ADDING if plan.joint else "")
 
     def modules(self, kernels: Sequence[Program]) -> tuple[str, ...]:
-        parts = (ByKey, "gluon_keys.py"), (Latent, "gluon_latent.py"), (Joint, "gluon_gradients.py")
+        parts = (
+            *((SpecialisedQueries, "gluon_queries.py"), (ByKey, "gluon_keys.py")),
+            *((Latent, "gluon_latent.py"), (Joint, "gluon_gradients.py")),
+        )
         every = [one for kernel in kernels for one in kernel.variants()]
         needed = (name for kind, name in parts if any(isinstance(one, kind) for one in every))
         return (*super().modules(kernels), "gluon_kernel.py", *needed)

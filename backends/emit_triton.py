@@ -92,6 +92,12 @@ class TritonBackend:
         kind = PickedForward if group.picked else Forward
         return kind(index, group, plan.tile, shares(plan.heads, index), index)
 
+    def queries(
+        self, kind: type[Queries], index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int
+    ) -> Queries:
+        """The kernel of a pass for the gradient of q, of a kind unless it walks lists."""
+        return (PickedQueries if group.picked else kind)(index, group, tile, shares, source)
+
     def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
         """The kernel of a pass for the gradients of keys and values."""
         assert plan.key_tile is not None
@@ -117,10 +123,7 @@ class TritonBackend:
         kind, walks, tile = Queries, plan.heads, plan.tile
         if plan.query_tile:
             kind, walks, tile = RetiledQueries, plan.queries, plan.query_tile
-        queries = [
-            (PickedQueries if group.picked else kind)(i, group, tile, shares(walks, i), _source(plan, group))
-            for i, group in enumerate(walks)
-        ]
+        queries = [self.queries(kind, i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
         keys = [self.keys(i, group, plan, _source(plan, group)) for i, group in enumerate(plan.keys)]
         joint = self.joint(plan)
         draws = [
@@ -144,7 +147,7 @@ class TritonBackend:
             *selecting(plan, ("triton_picks.py", "triton_indexer.py", "triton_importance.py")),
             *sampler(plan),
             *(_device_sampler(part) for part in sampler(plan)),
-            *(verbatim("patternc.backends", name) for name in self.modules((*forwards, *others))),
+            *(verbatim("patternc.backends", name) for name in self.modules((*forwards, *queries, *others))),
             verbatim("patternc.backends", "autograd_kernel.py"),
             *(part for name in names for part in (*name.atoms(), *name.selections())),
             selections(plan, names),

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_async_shared, mbarrier, tma, warpgroup_mma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as SharedDescriptor
 
 meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
@@ -51,6 +51,40 @@ def copy_tile(view, batch, head, residue, first, tiles, full, empty, step, SIZE:
     mbarrier.wait(empty.index(place), (step // STAGES & 1) ^ 1)
     mbarrier.expect(full.index(place), SIZE)
     tma.async_copy_global_to_shared(view, [batch, head, residue, first, 0], full.index(place), tiles.index(place))
+
+
+@gluon.jit
+def skip_tile(full, empty, step, STAGES: gl.constexpr):
+    """A step without a copy."""
+    mbarrier.wait(empty.index(step % STAGES), (step // STAGES & 1) ^ 1)
+    mbarrier.arrive(full.index(step % STAGES))
+
+
+@gluon.jit
+def first_scores(
+    lap,
+    more,
+    q_s,
+    k_s,
+    q_full,
+    k_full,
+    step,
+    zero,
+    SLOT: gl.constexpr,
+    ROWS: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    PLACES: gl.constexpr,
+    STAGES: gl.constexpr,
+):
+    """Begins the product of the queries of a lap with their first keys; if there are no ``more`` laps, with what is left."""
+    if more:
+        mbarrier.wait(q_full.index(lap % PLACES), lap // PLACES & 1)
+        mbarrier.wait(k_full.index(step % STAGES), step // STAGES & 1)
+    fence_async_shared()
+    query = q_s.index(lap % PLACES * (ROWS // 64) + SLOT)
+    keys = tile_of(k_s, step, COLUMNS, BLOCK_D, STAGES)
+    return warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit

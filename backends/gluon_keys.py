@@ -103,35 +103,29 @@ def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: 
 
 
 @gluon.jit
-def begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
-    """Begins the slopes of a step; what they start from is there before the scores are waited for."""
+def begin_slopes(
+    v_s, g_s, norm_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr
+):
+    """Begins the slopes of a step; what belongs to its queries is there before the scores are waited for."""
     less = less_delta(delta_s, step, zero, SCORES)
+    norm = norm_s.index(step % 2).load(gl.SliceLayout(0, SCORES))
     scores = warpgroup_mma_wait(0, deps=[scores])
-    return scores, slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V)
+    return scores, slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V), norm
 
 
 @gluon.jit
 def begin_both(
-    k_s,
-    v_s,
-    q_s,
-    g_s,
-    delta_s,
-    full,
-    step,
-    zero,
-    SLOT: gl.constexpr,
-    BLOCK_D: gl.constexpr,
-    BLOCK_V: gl.constexpr,
-    SCORES: gl.constexpr,
+    tiles, full, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr
 ):
-    """Begins the scores and the slopes of a step, and waits for the scores."""
+    """Begins the scores and the slopes of a step, and waits for the scores; norm is there before."""
+    k_s, v_s, q_s, g_s, norm_s, delta_s = tiles
     mbarrier.wait(full.index(step % 2), step // 2 & 1)
     less = less_delta(delta_s, step, zero, SCORES)
     scores = scores_of(k_s, q_s, step, zero, SLOT, BLOCK_D)
     slopes = slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V)
+    norm = norm_s.index(step % 2).load(gl.SliceLayout(0, SCORES))
     scores = warpgroup_mma_wait(1, deps=[scores])
-    return scores, slopes
+    return scores, slopes, norm
 
 
 @gluon.jit

@@ -2,16 +2,18 @@
 
 The loops of the plan are printed twice, from the same bounds: once for the warpgroup that fills two rings of tiles in shared
 memory through the copy engine, once for the consumers, of 64 rows each, that empty them. A consumer issues the product
-with the keys of a tile before the product with the values of the tile before, and runs the softmax under it.
+with the keys of a tile before the product with the values of the tile before, and runs the softmax under it. The first product
+of a row tile is begun before the results of the row tile before are stored.
 """
 
 from __future__ import annotations
 
+from patternc.lower.plan import HeadPlan, Tile
 from patternc.relation import View
 
 from .picked_program import PickedForward
 from .printer import triton
-from .segments import ByLap, Segment, residue_of, wide
+from .segments import LONG, ByLap, Segment, residue_of, wide
 from .triton_program import Forward
 
 _BARRIERS = {
@@ -24,6 +26,9 @@ _BARRIERS = {
 }
 """What is waited for, with the number of arrivals: rings of places for queries, for keys and for values."""
 
+SHORT = 4
+"""Tiles of a row up to which memory is what rows wait for: results are stored first, and the next product begun then."""
+
 _WIDE = wide("WIDE", "BLOCK_D")
 
 _KEYS = (
@@ -32,6 +37,16 @@ _KEYS = (
     "scores = warpgroup_mma(query, keys.permute((1, 0)), zero, use_acc=False, is_async=True)",
 )
 """The product with the keys of this step, begun as soon as they are there."""
+
+_FIRST = "scores = first_scores({}, {}, q_s, k_s, q_full, k_full, step, zero, SLOT, ROWS, COLUMNS, BLOCK_D, PLACES, STAGES)"
+"""The product of the queries of a lap with their first keys, begun."""
+
+_OWN_TURN = "mbarrier.wait(turns.index(SLOT), (begun_pairs & 1) ^ (1 - SLOT))"
+_OTHERS_TURN = ("mbarrier.arrive(turns.index(1 - SLOT))", "begun_pairs += 1")
+"""Two consumers begin pairs of products in turn, so that one computes weights while those of the other run."""
+
+_PLACE = "q_s.index(lap % PLACES * (ROWS // 64) + SLOT)"
+"""Where the queries of a consumer are."""
 
 _LEFT = "mbarrier.arrive(k_empty.index(step % STAGES))"
 
@@ -47,6 +62,13 @@ _DRAINED = (
 )
 """The end of that product."""
 
+_RESCALED = (
+    "p = gl.convert_layout(p32.to(q_s.dtype), WEIGHTS)",
+    "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
+    "step += 1",
+)
+"""The end of a step: weights for the next product with values, and what it adds to."""
+
 
 class Specialised(ByLap, Forward):
     """`Forward` with a warpgroup of its own for copies."""
@@ -54,8 +76,15 @@ class Specialised(ByLap, Forward):
     constants = (*Forward.constants, "PLACES", "STAGES")
     own_constants = ", *places(blocks, rows, columns)"
     tables = "row_table"
-    shared = ("q_s", "k_s", "v_s", *_BARRIERS)
     registers = 232, 40
+
+    def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
+        super().__init__(index, group, tile, shares, source)
+        self.ahead = tile != Tile(128, 64)
+        """Whether the first product of a row tile is begun during the one before: queries of wide heads have one place only."""
+        self.in_turn = tile == Tile(128, 128) and SHORT < self.longest <= LONG
+        """Whether consumers begin products in turn, which paid in rows of that length."""
+        self.shared = ("q_s", "k_s", "v_s", *_BARRIERS, *(["turns"] if self.in_turn else []))
 
     def source(self) -> str:
         values, _ = self._signature()
@@ -66,6 +95,7 @@ class Specialised(ByLap, Forward):
             "k_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_D], k_view.layout)",
             "v_s = gl.allocate_shared_memory(ELEMENT, [STAGES, 1, 1, 1, COLUMNS, BLOCK_V], v_view.layout)",
             *(f"{name} = barriers({'PLACES' if name[0] == 'q' else 'STAGES'}, {count})" for name, count in _BARRIERS.items()),
+            *(["turns = barriers(2, 1)"] if self.in_turn else []),
         ]
         plain = [name for name in values if not name.endswith("_view")]
         return self._warpgroups(self._copies(segments), self._consumer(segments), memory, plain)
@@ -99,6 +129,9 @@ class Specialised(ByLap, Forward):
                 f"    copy_tile({v}, {at}, v_s, v_full, v_empty, step, COLUMNS * BLOCK_V * 2, STAGES)",
                 "    step += 1",
             ]
+        skipped = ("skip_tile(k_full, k_empty, step, STAGES)", "skip_tile(v_full, v_empty, step, STAGES)", "step += 1")
+        if self.ahead:
+            body = ["begun = step", *body, "if step == begun:", *("    " + line for line in skipped)]
         return [_WIDE, *self._laps(body)]
 
     def _source(self, view: View) -> tuple[str, str]:
@@ -118,24 +151,43 @@ class Specialised(ByLap, Forward):
             "factor = scale * 1.4426950408889634",
             "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)",
         ]
-        body = [
-            *self._scalars(),
-            "mbarrier.wait(q_full.index(lap % PLACES), lap // PLACES & 1)",
-            "fence_async_shared()",
-            *self._state(),
-            *(line for i, segment in enumerate(segments) for line in self._segment(i, segment)),
-            *self._result(),
-        ]
-        return [*constants, *self._laps(body)]
+        walked = [line for i, segment in enumerate(segments) for line in self._segment(i, segment)]
+        start, laps, *rest = self._laps([*self._scalars(), *(self._overlapped(walked) if self.ahead else self._alone(walked))])
+        if self.ahead:
+            rest = [_FIRST.format("0", "laps > 0"), *rest, "scores = warpgroup_mma_wait(0, deps=[scores])"]
+        return [*constants, *(["begun_pairs = 0"] if self.in_turn else []), start, laps, *rest]
 
-    def _query(self, i: int = 0) -> str:
-        """The queries, at an address that each segment computes for itself.
+    def _alone(self, walked: list[str]) -> list[str]:
+        """A lap that nothing is begun before."""
+        there = "mbarrier.wait(q_full.index(lap % PLACES), lap // PLACES & 1)"
+        return [there, "fence_async_shared()", *self._state(), *walked, *self._result()]
+
+    def _overlapped(self, walked: list[str]) -> list[str]:
+        """A lap whose first product has been begun, and that begins that of the next; it has a step even without keys."""
+        following, results = _FIRST.format("lap + 1", "lap + 1 < laps"), self._result()
+        return [
+            "scores = warpgroup_mma_wait(0, deps=[scores])",
+            _LEFT,
+            *self._state(),
+            "begun = step",
+            "p = gl.zeros([64, COLUMNS], q_s.dtype, WEIGHTS)",
+            *walked,
+            "if step > begun:",
+            *("    " + line for line in (*_VALUES, *_DRAINED)),
+            "else:",
+            "    step += 1",
+            f"    {_VALUES[0]}",
+            f"    {_DRAINED[1]}",
+            *([following, *results] if self.longest > SHORT else [*results, following]),
+        ]
+
+    def _query(self, i: int) -> str:
+        """The queries, at an address that each loop computes for itself.
 
         Of two branches that compute the same address, the assembler of CUDA 12.8 may compute it in the first alone, and
         read an unset register where only the second is taken. So the addresses differ, for heads < 0, which never is.
         """
-        apart = f" + tl.where(heads < {-i}, 1, 0)" if i else ""
-        return f"query = q_s.index(lap % PLACES * (ROWS // 64) + SLOT{apart})"
+        return f"query = {_PLACE[:-1]} + tl.where(heads < {-i}, 1, 0))"
 
     def _state(self) -> list[str]:
         """The softmax so far, and what masks need."""
@@ -155,8 +207,8 @@ class Specialised(ByLap, Forward):
                 "total = gl.full([64], 0.0, gl.float32, gl.SliceLayout(1, OUT))",
                 "acc = gl.zeros([64, BLOCK_V], gl.float32, OUT)",
             ]
-        lines += self._taken_up()
         lines += [
+            *([] if self.ahead else self._taken_up()),
             "top = gl.convert_layout(top, gl.SliceLayout(1, SCORES))",
             "total = gl.convert_layout(total, gl.SliceLayout(1, SCORES))",
             f"rows = {self._rows_in('SCORES')}",
@@ -175,34 +227,39 @@ class Specialised(ByLap, Forward):
             f"scores = tl.where({self._inside(segment.mask)}{held}, scores * factor, float('-inf'))",
         ]
         first = [
-            self._query(i),
             "t = begin",
             *segment.tile,
-            *_KEYS,
-            "scores = warpgroup_mma_wait(0, deps=[scores])",
-            _LEFT,
             *mask,
             "top, safe, decay = peak_of(top, tl.max(scores, 1))",
-            "p = tl.exp2(scores - safe[:, None])",
-            "total = total * decay + tl.sum(p, 1)",
-            "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
-            "p = gl.convert_layout(p.to(query.dtype), WEIGHTS)",
-            "step += 1",
+            "p32 = tl.exp2(scores - safe[:, None])",
+            "total = total * decay + tl.sum(p32, 1)",
+            *_RESCALED,
+            "begin += 1",
         ]
         loops = []
         if segment.masked != "0":
-            loops += ["for t in range(begin + 1, tl.minimum(masked, end)):", *("    " + x for x in self._turn(segment, mask))]
+            loops.append(("for t in range(begin, tl.minimum(masked, end)):", self._turn(segment, mask)))
         if segment.masked != segment.total:
-            loops += ["for t in range(tl.maximum(begin + 1, masked), end):", *("    " + x for x in self._turn(segment, []))]
-        body = [*first, *loops, *_VALUES, *_DRAINED]
-        return [*self._turns(segment), "if begin < end:", *("    " + line for line in body)]
+            loops.append(("for t in range(tl.maximum(begin, masked), end):", self._turn(segment, [])))
+        if not self.ahead:
+            begun = [self._query(i), *_KEYS, "scores = warpgroup_mma_wait(0, deps=[scores])", _LEFT]
+            every = [line for head, body in loops for line in (head, *("    " + x for x in body))]
+            lines = [*begun, *first, *every, *_VALUES, *_DRAINED]
+            return [*self._turns(segment), "if begin < end:", *("    " + line for line in lines)]
+        every = [x for j, (head, body) in enumerate(loops) for x in (self._query(2 * i + j), head, *("    " + y for y in body))]
+        fresh = "(step == begun) & (begin < end)" if i else "begin < end"
+        return [*self._turns(segment), f"if {fresh}:", *("    " + line for line in first), *every]
 
     def _turn(self, segment: Segment, mask: list[str]) -> list[str]:
         """One turn of the pipeline: with ``mask``, or for a tile that is full."""
+        keys_there, *keys = _KEYS
         lines = [
             *(segment.tile if mask else []),
-            *_KEYS,
+            keys_there,
+            *([_OWN_TURN] if self.in_turn else []),
+            *keys,
             *_VALUES,
+            *(_OTHERS_TURN if self.in_turn else []),
             "scores = warpgroup_mma_wait(1, deps=[scores])",
             _LEFT,
         ]
@@ -217,9 +274,7 @@ class Specialised(ByLap, Forward):
             *lines,
             "total = total * decay + tl.sum(p32, 1)",
             *_DRAINED,
-            "p = gl.convert_layout(p32.to(query.dtype), WEIGHTS)",
-            "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
-            "step += 1",
+            *_RESCALED,
         ]
 
     def _result(self) -> list[str]:
@@ -227,6 +282,7 @@ class Specialised(ByLap, Forward):
         lines = [
             "top = gl.convert_layout(top, gl.SliceLayout(1, OUT))",
             "total = gl.convert_layout(total, gl.SliceLayout(1, OUT))",
+            *(self._taken_up() if self.ahead else []),
         ]
         if self.group.share or not self.group.last:
             return [*lines, *self._finish(), "mbarrier.arrive(q_empty.index(lap % PLACES))"]
@@ -235,8 +291,7 @@ class Specialised(ByLap, Forward):
             *lines,
             *most,
             "if BLOCK_D == BLOCK_V:",
-            f"    {self._query()}",
-            "    result = through(query, out, WIDE)",
+            f"    result = through({_PLACE}, out, WIDE)",
             f"    rows = {self._rows_in('WIDE')}",
             "    dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
             "    at = (b64 * heads + head) * n_q + rows - (n - n_q)",

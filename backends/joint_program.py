@@ -33,7 +33,7 @@ class Joint(ByKey):
         ("scores = begin_scores(k_s, q_s, full, step, begin < end, zero, SLOT, BLOCK_D)",),
         ("scores = warpgroup_mma_wait(0, deps=[scores])",),
     )
-    _products = "scores, slopes = begin_slopes(v_s, g_s, delta_s, scores, step, zero, SLOT, BLOCK_V, SCORES)"
+    _products = "scores, slopes, norm = begin_slopes(v_s, g_s, norm_s, delta_s, scores, step, zero, SLOT, BLOCK_V, SCORES)"
     # What full tiles say holds of keys below n: those beyond have weights too, of scores that are 0.
     _masked_end, _also = "tl.where(first_row + ROWS > n, end, tl.minimum(masked, end))", "(k < n) & "
 

@@ -186,7 +186,6 @@ class ByKey(BySegment, Keys):
             *(segment.tile if masked else segment.free),
             "first = (J * COLUMNS).to(tl.int32)",
             self._products,
-            "norm = norm_s.index(step % 2).load(LINE)",
             *weights,
             *self._folded(),
         ]
@@ -206,7 +205,7 @@ class SpecialisedKeys(ByLap, ByKey):
     shared = (*ByKey.shared, "left")
     _parity = "lap & 1"
     _through = "k_s.index(SLOT)", "v_s.index(SLOT)"
-    _products = "scores, slopes = begin_both(k_s, v_s, q_s, g_s, delta_s, full, step, zero, SLOT, BLOCK_D, BLOCK_V, SCORES)"
+    _products = "scores, slopes, norm = begin_both(tiles, full, step, zero, SLOT, BLOCK_D, BLOCK_V, SCORES)"
 
     @property
     def packs_rows(self) -> bool:
@@ -219,7 +218,7 @@ class SpecialisedKeys(ByLap, ByKey):
         return ["mbarrier.wait(left.index(0), (lap & 1) ^ 1)"]
 
     def _walked(self, steps: list[str]) -> list[str]:
-        return ["shared = q_s, g_s, done", *self._each_head(steps)]
+        return ["shared, tiles = (q_s, g_s, done), (k_s, v_s, q_s, g_s, norm_s, delta_s)", *self._each_head(steps)]
 
     def _own(self, layout: str, block: str, dim: str) -> list[str]:
         if not self.group.share:

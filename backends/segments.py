@@ -161,7 +161,9 @@ class ByLap(BySegment):
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)
-        if _longest(group, tile) > LONG:
+        self.longest = _longest(group, tile)
+        """The most tiles that a row tile walks."""
+        if self.longest > LONG:
             self.grid = "(width * height, 1, 1)"
 
     def _laps(self, body: list[str]) -> list[str]:

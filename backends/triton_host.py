@@ -232,7 +232,7 @@ def _joint(program: Keys) -> list[str]:
         "rows, columns, tiles = JOINT_ROWS, JOINT_COLUMNS, -(-n // JOINT_ROWS)",
         *body,
         *_launch(program, f"{views}{program.given}, dk, dv, {sums}, {arguments}sharing, ", arguments),
-        "return torch.mul(prior, scale, out=dq), dk, dv",
+        "return scaled(prior, scale, dq), dk, dv",
     ]
     return ["if joins(blocks, n_q == n):", *_within(lines)]
 

@@ -573,7 +573,7 @@ class Forward(_ByQuery):
     def _finish(self) -> list[str]:
         return [
             "empty = total == 0.0",
-            "out = acc / tl.where(empty, 1.0, total)[:, None]",
+            "out = acc * (1.0 / tl.where(empty, 1.0, total))[:, None]",
             "lse = tl.where(empty, float('-inf'), (top + tl.log2(total)) * 0.6931471805599453)",
             *self._target(),
             "tl.store(lse_ptr + put, lse, mask=kept)",

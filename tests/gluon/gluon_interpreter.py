@@ -361,6 +361,7 @@ def names(program, grid):
     gl = {name: lambda *_: None for name in layouts} | {
         "convert_layout": lambda x, _: x,
         "broadcast": lambda *tiles: [Tile(x) for x in np.broadcast_arrays(*map(plain, tiles))],
+        "split": lambda x: (Tile(x.data[..., 0]), Tile(x.data[..., 1])),
         "multiple_of": lambda x, _: x,
         "static_range": range,
         "allocate_shared_memory": block.allocate,
@@ -421,17 +422,18 @@ def functions(module, program, grid):
     for value in vars(module).values():
         if isinstance(value, JITFunction):
             exec(compiled(value), found)
-    if begin := found.get("begin_scores"):
-        found["begin_scores"] = _forgotten(begin, stand_ins["warpgroup_mma"].__self__)
+    for name, place in {"begin_scores": 4, "begin_row_scores": 4, "first_scores": 1}.items():
+        if begin := found.get(name):
+            found[name] = _forgotten(begin, place, stand_ins["warpgroup_mma"].__self__)
     return found
 
 
-def _forgotten(begin, group):
-    """`begin_scores`, whose product nobody looks at where no more steps follow: then others may overwrite what it reads."""
+def _forgotten(begin, place, group):
+    """A function whose product nobody looks at where the argument at a place says so: then others may overwrite what it reads."""
 
     def begin_scores(*given):
-        begun, more = begin(*given), given[4]
-        if not more:
+        begun = begin(*given)
+        if not given[place]:
             group.products[-1] = []
         return begun
 

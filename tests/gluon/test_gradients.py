@@ -1,4 +1,4 @@
-"""The kernels for gradients, one for all or one for keys, run by `gluon_interpreter`, against dense attention in float64."""
+"""The kernels for gradients, one for all or one each for queries and for keys, run by `gluon_interpreter`, against dense attention in float64."""
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -41,16 +41,21 @@ def gradients(module, call, out, lse, grad, grad_lse, scale):
             given["norm_ptr"].copy_(torch.where(torch.isinf(lse), torch.inf, lse * 1.4426950408889634))
         return name.startswith(("queries", "keys"))
 
-    stand_ins = {"fits_keys": lambda blocks, whole: whole, "described": lambda *_: None, "joins": lambda blocks, whole: whole}
+    stand_ins = {
+        "fits_keys": lambda blocks, whole: whole,
+        "fits_queries": lambda blocks: True,
+        "described": lambda *_: None,
+        "joins": lambda blocks, whole: whole,
+    }
     stand_ins = {name: one for name, one in stand_ins.items() if hasattr(module, name)}
     with gluon_interpreter.launched(module, by_triton, **stand_ins) as kernels:
         found = module.backward(call.q, call.k, call.v, call.inputs, [], scale, out, lse, grad, grad_lse)
     return found, kernels
 
 
-def _by_triton(kernels):
-    """Whether some gradients of keys are left to kernels that do not run here."""
-    return any(name.startswith("keys") for name in kernels)
+def _by_triton(kernels, what="keys"):
+    """Whether some gradients of queries or of keys are left to kernels that do not run here."""
+    return any(name.startswith(what) for name in kernels)
 
 
 def check(text, scale=0.25, joint=True, change=lambda source: source, **shape):
@@ -72,9 +77,9 @@ def check(text, scale=0.25, joint=True, change=lambda source: source, **shape):
     some = torch.where(torch.isfinite(lse), lse, 0.0)
     wanted = torch.autograd.grad((out * grad).sum() + (some * grad_lse).sum(), leaves)
     found, kernels = gradients(module, call, out.detach().float(), lse.detach().float(), grad, grad_lse, scale)
-    assert kernels == ["norms_g0", "joint_g0"] or not joint, kernels
+    assert kernels == ["norms_g0", "joint_g0", "scaled_kernel"] or not joint, kernels
     for name, one, other in zip("qkv", found, wanted, strict=True):
-        if _by_triton(kernels) if name != "q" else not joint:
+        if _by_triton(kernels, "queries" if name == "q" else "keys"):
             continue
         torch.testing.assert_close(one.double(), other, atol=3e-5, rtol=3e-5, msg=lambda said, of=name: f"d{of}: {said}")
     return kernels
