@@ -106,11 +106,11 @@ def begin_scores(k_s, q_s, full, step, more, zero, SLOT: gl.constexpr, BLOCK_D: 
 def begin_slopes(
     v_s, g_s, norm_s, delta_s, scores, step, zero, SLOT: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr
 ):
-    """Begins the slopes of a step; what belongs to its queries is there before the scores are waited for."""
+    """Begins the slopes of a step; what they start from is there before the scores are waited for."""
     less = less_delta(delta_s, step, zero, SCORES)
-    norm = norm_s.index(step % 2).load(gl.SliceLayout(0, SCORES))
     scores = warpgroup_mma_wait(0, deps=[scores])
-    return scores, slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V), norm
+    slopes = slopes_of(v_s, g_s, step, less, SLOT, BLOCK_V)
+    return scores, slopes, norm_s.index(step % 2).load(gl.SliceLayout(0, SCORES))
 
 
 @gluon.jit

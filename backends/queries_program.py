@@ -2,9 +2,12 @@
 
 As in `gluon_program`, the loops are printed twice: for the warpgroup that copies keys and values, and for the consumer, which
 has 64 queries. It has the gradients of their outputs in registers, so that the next are soon copied; queries have two places.
+What else belongs to the next rows is loaded before results are stored.
 """
 
 from __future__ import annotations
+
+from textwrap import indent
 
 from patternc.relation import View
 
@@ -14,6 +17,11 @@ from .triton_program import Queries
 
 _ROWS = (("q", "lap % 2", "BLOCK_D", "HEAD_DIM"), ("g", "0", "BLOCK_V", "VALUE_DIM"))
 """What belongs to rows: the letter, its place, and the dims, padded and as they are."""
+
+_LAYOUTS = (
+    "SCORES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])",
+    "LEFT: tl.constexpr = gl.DotOperandLayout(0, SCORES, 2)",
+)
 
 
 class SpecialisedQueries(ByLap, Queries):
@@ -35,7 +43,7 @@ class SpecialisedQueries(ByLap, Queries):
             "rows_full, g_empty = barriers(1, 128), barriers(1, 1)",
             *(f"{name} = barriers(2, 1)" for name in self.shared[-5:]),
         ]
-        return self._warpgroups(self._copies(segments), self._consumer(segments), memory)
+        return f"{self._of_rows()}\n\n\n{self._warpgroups(self._copies(segments), self._consumer(segments), memory)}"
 
     def _scalars(self) -> list[str]:
         return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
@@ -83,10 +91,9 @@ class SpecialisedQueries(ByLap, Queries):
 
     def _consumer(self, segments: list[Segment]) -> list[str]:
         constants = [
-            "SCORES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])",
+            *_LAYOUTS,
             "OUT: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])",
             "SLOPES: tl.constexpr = gl.DotOperandLayout(0, OUT, 2)",
-            "LEFT: tl.constexpr = gl.DotOperandLayout(0, SCORES, 2)",
             "LINE: tl.constexpr = gl.SliceLayout(1, SCORES)",
             wide("WIDE", "BLOCK_D"),
             "factor = scale * 1.4426950408889634",
@@ -94,51 +101,79 @@ class SpecialisedQueries(ByLap, Queries):
         ]
         body = [
             *self._scalars(),
-            *self._of_rows(),
+            *self._taken(),
             *self._begun(),
             f"q = rows[:, None]{'.to(tl.int64)' if self.wide else ''}",
             *(line for name, atom in self.atoms for line in self._atom_setup(name, atom)),
             *(line for segment in segments for line in self._segment(segment)),
+            self._loaded("lap + 1"),
             *self._results(),
         ]
-        return [*constants, *self._laps(body)]
+        start, laps, *rest = self._laps(body)
+        return [*constants, start, laps, self._loaded("0"), *rest]
 
-    def _of_rows(self) -> list[str]:
-        """Queries and gradients in registers, delta and norm of each row; the first pass over all rows leaves both."""
-        taken = [
+    @property
+    def _given(self) -> str:
+        """What the consumer is given that it gives to others."""
+        return ", ".join([*self._signature()[0], *self.constants])
+
+    def _loaded(self, lap: str) -> str:
+        """What belongs to the rows of a lap, and is loaded early."""
+        loaded = "delta, norm" if self.group.chained else "norm, less, out"
+        return f"{loaded} = {self.name}_rows({lap}, laps, {self._given})"
+
+    def _of_rows(self) -> str:
+        """A function: what belongs to the rows of a lap."""
+        typed = ", ".join([*self._signature()[0], *(f"{c}: tl.constexpr" for c in self.constants)])
+        lines = [
+            *_LAYOUTS,
+            "work = work_of(lap)",
+            *self._scalars(),
+            f"rows = {self._rows_in('SCORES')}",
+            "valid = (rows >= n - n_q) & (rows < n) & (lap < laps)",
+            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+        ]
+        if self.group.chained:
+            lines += [
+                "delta = tl.load(delta_ptr + at, mask=valid, other=0.0)",
+                "norm = tl.load(norm_ptr + at, mask=valid, other=float('inf'))",
+                "return delta, norm",
+            ]
+        else:
+            lines += [
+                "norm = tl.load(lse_ptr + at, mask=valid, other=float('inf'))",
+                "less = tl.load(grad_lse_ptr + at, mask=valid, other=0.0)",
+                f"rows = {self._rows_in('LEFT')}",
+                "dims = gl.arange(0, BLOCK_V, gl.SliceLayout(0, LEFT))[None, :]",
+                "valid_out = ((rows >= n - n_q) & (rows < n) & (lap < laps))[:, None] & (dims < VALUE_DIM)",
+                "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+                "return norm, less, tl.load(out_ptr + at[:, None] * VALUE_DIM + dims, mask=valid_out, other=0.0)",
+            ]
+        return f"@gluon.jit\ndef {self.name}_rows(\n    lap, laps, {typed}\n):\n" + indent("\n".join(lines), "    ")
+
+    def _taken(self) -> list[str]:
+        """Gradients in registers, delta and norm of each row; the first pass over all rows leaves both."""
+        lines = [
             "mbarrier.wait(rows_full.index(0), lap & 1)",
             "fence_async_shared()",
             "query = q_s.index(lap % 2)",
             "grad = g_s.index(0).load(LEFT)",
             "mbarrier.arrive(g_empty.index(0))",
         ]
-        places = [
-            f"rows = {self._rows_in('SCORES')}",
-            "valid_row = (rows >= n - n_q) & (rows < n)",
-            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
-        ]
         if self.group.chained:
-            return [
-                *places,
-                "delta = tl.load(delta_ptr + at, mask=valid_row, other=0.0)",
-                "norm = tl.load(norm_ptr + at, mask=valid_row, other=float('inf'))",
-                *taken,
-            ]
-        lines = [
-            f"rows = {self._rows_in('LEFT')}",
-            "dims = gl.arange(0, BLOCK_V, gl.SliceLayout(0, LEFT))[None, :]",
-            "valid_out = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < VALUE_DIM)",
-            "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
-            "out = tl.load(out_ptr + at[:, None] * VALUE_DIM + dims, mask=valid_out, other=0.0)",
-            *places,
-            "norm = tl.load(lse_ptr + at, mask=valid_row, other=float('inf'))",
-            "less = tl.load(grad_lse_ptr + at, mask=valid_row, other=0.0)",
-            *taken,
+            return lines
+        lines += [
             "delta = gl.convert_layout(tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1), LINE) - less",
             "norm = tl.where(norm == float('-inf'), float('inf'), norm * 1.4426950408889634)",
         ]
         if not self.group.share:
-            lines += ["tl.store(delta_ptr + at, delta, mask=valid_row)", "tl.store(norm_ptr + at, norm, mask=valid_row)"]
+            lines += [
+                f"rows = {self._rows_in('SCORES')}",
+                "valid_row = (rows >= n - n_q) & (rows < n)",
+                "at = (b64 * heads + head) * n_q + rows - (n - n_q)",
+                "tl.store(delta_ptr + at, delta, mask=valid_row)",
+                "tl.store(norm_ptr + at, norm, mask=valid_row)",
+            ]
         return lines
 
     def _begun(self) -> list[str]:
