@@ -155,7 +155,7 @@ class ByLap(BySegment):
     """Every program works on tiles ``work`` until all are done, and copies for the next while it multiplies for this one."""
 
     grid, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", ("width", "height")
-    most = "programs(1 << 30, rows, q.device)"
+    most, least = "programs(1 << 30, rows, q.device)", 4
     _program = "work % width", "work // width"
     _programs = "width", "height"
 

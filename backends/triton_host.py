@@ -378,7 +378,8 @@ def _share(program: Program, heads: str, rows: str, columns: str) -> tuple[list[
         counts = " + ".join(f"max({python(loop.count)}, 0)" for loop in group.visits)
     else:
         counts = f"-(-(-(-n // {group.rows.period}) * {group.rows.width}) // {rows})"
-    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, n // {columns}, {program.most})"]
+    limits = f"{program.most}, {program.least}"
+    lines = [f"count_of = {counts}", f"splits = splits_of(count_of * batch * {heads}, n // {columns}, {limits})"]
     return lines, f"splits, batch, {heads}, count_of * {rows}"
 
 

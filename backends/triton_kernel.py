@@ -251,9 +251,13 @@ def by_residue(shape, steps, stride):
     return [b, h, stride, n // stride, d], [*steps[:2], steps[2], steps[2] * stride, 1]
 
 
-def splits_of(programs, tiles, most):
-    """How many programs split the work on each of some long rows: to ``most`` in all, with two tiles each or more."""
-    return max(1, min(most // max(1, programs), tiles // 2))
+def splits_of(programs, tiles, most, least):
+    """How many programs split the work on each of some long rows: to ``most`` in all, with two tiles each or more.
+
+    Rows that are not alike are split in ``least`` parts if that many times ``most`` programs are not reached otherwise.
+    """
+    programs = max(1, programs)
+    return max(1, min(max(most // programs, min(least, least * most // programs)), tiles // 2))
 
 
 def merged(out, lse):

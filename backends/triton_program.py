@@ -157,6 +157,8 @@ class Program:
     """Lengths that only this kind of kernel takes, by the names that the host has for them too."""
     most = "1056"
     """How many programs the work on a few long rows is split among: some for each processor of a large GPU."""
+    least = 1
+    """In how many parts long rows are split where programs take up one after another."""
     described = "described"
     """The host function that makes views for the copy engine; ``always_copied`` kernels load tiles in no other way.
 

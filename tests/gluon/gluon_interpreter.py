@@ -429,7 +429,7 @@ def functions(module, program, grid):
 
 
 def _forgotten(begin, place, group):
-    """A function whose product nobody looks at where the argument at a place says so: then others may overwrite what it reads."""
+    """A function whose product nobody looks at where the argument at a place says so: what it reads may be overwritten."""
 
     def begin_scores(*given):
         begun = begin(*given)

@@ -1,4 +1,7 @@
-"""The kernels for gradients, one for all or one each for queries and for keys, run by `gluon_interpreter`, against dense attention in float64."""
+"""The kernels for gradients, run by `gluon_interpreter`, against dense attention in float64.
+
+There is one for all of them, or one each for queries and for keys.
+"""
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
