@@ -30,18 +30,25 @@ def barriers(SIZE: gl.constexpr, COUNT: gl.constexpr):
 
 
 @triton.jit
-def laps_of(works):
-    """How often this program takes up work."""
+def turn_of(lap, SHIFT: tl.constexpr):
+    """Which work of a lap this program takes up: to and fro, or shifted from lap to lap by so many thousandths of all."""
     programs, own = tl.num_programs(0), tl.program_id(0)
-    whole = works // programs
-    return whole + (tl.where(whole % 2 == 0, own, programs - 1 - own) < works % programs).to(tl.int32)
+    to_and_fro = tl.where(lap % 2 == 0, own, programs - 1 - own)
+    return (own + lap * (programs * SHIFT // 1000)) % programs if SHIFT else to_and_fro
 
 
 @triton.jit
-def work_of(lap):
-    """The work of a lap: programs take up work to and fro, so that whoever has the longest has the shortest next."""
-    programs, own = tl.num_programs(0), tl.program_id(0)
-    return lap * programs + tl.where(lap % 2 == 0, own, programs - 1 - own)
+def laps_of(works, SHIFT: tl.constexpr):
+    """How often this program takes up work."""
+    programs = tl.num_programs(0)
+    whole = works // programs
+    return whole + (turn_of(whole, SHIFT) < works % programs).to(tl.int32)
+
+
+@triton.jit
+def work_of(lap, SHIFT: tl.constexpr):
+    """The work of a lap."""
+    return lap * tl.num_programs(0) + turn_of(lap, SHIFT)
 
 
 @gluon.jit

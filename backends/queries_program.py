@@ -127,7 +127,7 @@ class SpecialisedQueries(ByLap, Queries):
         typed = ", ".join([*self._signature()[0], *(f"{c}: tl.constexpr" for c in self.constants)])
         lines = [
             *_LAYOUTS,
-            "work = work_of(lap)",
+            f"work = work_of(lap, {self.shift})",
             *self._scalars(),
             f"rows = {self._rows_in('SCORES')}",
             "valid = (rows >= n - n_q) & (rows < n) & (lap < laps)",

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import indent
 
-from patternc.lower.cost import REFERENCE_LENGTH, visited
 from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import View
 from patternc.scalar import TRUE, Scalar, Var, op
 
+from .laps import PARTS, shift_for, tiles_of_rows
 from .printer import triton
 from .triton_program import Program, kinds
 
@@ -155,19 +155,27 @@ class ByLap(BySegment):
     """Every program works on tiles ``work`` until all are done, and copies for the next while it multiplies for this one."""
 
     grid, own_lengths = "(programs(width * height, rows, q.device), 1, 1)", ("width", "height")
-    most, least = "programs(1 << 30, rows, q.device)", 4
+    most, least = "programs(1 << 30, rows, q.device)", PARTS
     _program = "work % width", "work // width"
     _programs = "width", "height"
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)
-        self.longest = _longest(group, tile)
+        self.longest = int(tiles_of_rows(group, tile).max())
         """The most tiles that a row tile walks."""
+        self.shift = shift_for(group, tile, self._last_first)
+        """How programs take turns: see `work_of`."""
+        if group.share:  # the longest rows of all heads first: there are too few for turns to even out
+            self._program = "work // height", "work % height"
         if self.longest > LONG:
             self.grid = "(width * height, 1, 1)"
 
     def _laps(self, body: list[str]) -> list[str]:
-        every = ("laps = laps_of(width * height)", "for lap in range(0, laps):", "    work = work_of(lap)")
+        every = (
+            f"laps = laps_of(width * height, {self.shift})",
+            "for lap in range(0, laps):",
+            f"    work = work_of(lap, {self.shift})",
+        )
         return ["step = 0", *every, *("    " + line for line in body)]
 
 
@@ -180,8 +188,3 @@ def residue_of(view: View) -> str:
     """Which of the residues of a view's keys are met by the rows of residue r."""
     return triton(op("%", op("-", Var("r"), view.offset), view.stride)) if view.stride > 1 else "0"
 
-
-def _longest(group: HeadPlan, tile: Tile) -> int:
-    """The most tiles that a row tile walks."""
-    walks = [phase for phase in group.phases if isinstance(phase, Walk)]
-    return max((int(visited(w.full + w.partial, tile.rows, group.rows, REFERENCE_LENGTH).max()) for w in walks), default=0)
