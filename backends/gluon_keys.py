@@ -114,9 +114,7 @@ def begin_slopes(
 
 
 @gluon.jit
-def begin_both(
-    tiles, full, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr
-):
+def begin_both(tiles, full, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_V: gl.constexpr, SCORES: gl.constexpr):
     """Begins the scores and the slopes of a step, and waits for the scores; norm is there before."""
     k_s, v_s, q_s, g_s, norm_s, delta_s = tiles
     mbarrier.wait(full.index(step % 2), step // 2 & 1)

@@ -80,9 +80,12 @@ class Specialised(ByLap, Forward):
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)
-        self.ahead = tile != Tile(128, 64)
-        """Whether the first product of a row tile is begun during the one before: queries of wide heads have one place only."""
-        self.in_turn = tile == Tile(128, 128) and SHORT < self.longest <= LONG
+        self.ahead = tile.rows == 64 or (tile.columns > 64 and len(self._every()) == 1)
+        """Whether the first product of a row tile is begun during the one before, for which there must be registers.
+
+        Queries of heads wider than 128 have one place only.
+        """
+        self.in_turn = self.ahead and tile == Tile(128, 128) and SHORT < self.longest <= LONG
         """Whether consumers begin products in turn, which paid in rows of that length."""
         self.shared = ("q_s", "k_s", "v_s", *_BARRIERS, *(["turns"] if self.in_turn else []))
 
@@ -231,13 +234,15 @@ class Specialised(ByLap, Forward):
             *segment.tile,
             *mask,
             "top, safe, decay = peak_of(top, tl.max(scores, 1))",
-            "p32 = tl.exp2(scores - safe[:, None])",
-            "total = total * decay + tl.sum(p32, 1)",
-            *_RESCALED,
+            "p = tl.exp2(scores - safe[:, None])",
+            "total = total * decay + tl.sum(p, 1)",
+            "acc = acc * gl.convert_layout(decay, gl.SliceLayout(1, OUT))[:, None]",
+            "p = gl.convert_layout(p.to(q_s.dtype), WEIGHTS)",
+            "step += 1",
             "begin += 1",
         ]
         loops = []
-        if segment.masked != "0":
+        if segment.masked != "0" and not (i == 0 and segment.one_masked):
             loops.append(("for t in range(begin, tl.minimum(masked, end)):", self._turn(segment, mask)))
         if segment.masked != segment.total:
             loops.append(("for t in range(tl.maximum(begin, masked), end):", self._turn(segment, [])))

@@ -8,10 +8,10 @@ from textwrap import indent
 
 from patternc.lower.plan import Gather, HeadPlan, Listed, Phase, Picked, Tile, Walk
 from patternc.relation import View
-from patternc.scalar import TRUE, Scalar, Var, op
+from patternc.scalar import TRUE, Const, Op, Scalar, Var, op
 
 from .laps import PARTS, shift_for, tiles_of_rows
-from .printer import triton
+from .printer import POSITION_LIMIT, triton
 from .triton_program import Program, kinds
 
 LONG = 64
@@ -33,6 +33,8 @@ class Segment:
     mask: Scalar
     guards: list[str]
     view: View
+    one_masked: bool = False
+    """Whether at most one tile is masked."""
 
 
 class BySegment(Program):
@@ -119,6 +121,7 @@ class BySegment(Program):
                         mask,
                         [self._guard(key, j, loops) for j in range(first) if loops[j].guard != TRUE],
                         view,
+                        sum(_most(loop.count) for loop, _, _ in masked) <= 1,
                     )
                 ]
             case Listed():
@@ -188,3 +191,12 @@ def residue_of(view: View) -> str:
     """Which of the residues of a view's keys are met by the rows of residue r."""
     return triton(op("%", op("-", Var("r"), view.offset), view.stride)) if view.stride > 1 else "0"
 
+
+def _most(count: Scalar) -> int:
+    """An upper bound of the tiles of a loop."""
+    match count:
+        case Const(value):
+            return int(value)
+        case Op("where", (_, first, second)):
+            return max(_most(first), _most(second))
+    return POSITION_LIMIT
