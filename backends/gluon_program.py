@@ -287,7 +287,7 @@ class Specialised(ByLap, Forward):
         lines = [
             "top = gl.convert_layout(top, gl.SliceLayout(1, OUT))",
             "total = gl.convert_layout(total, gl.SliceLayout(1, OUT))",
-            *(self._taken_up() if self.ahead else []),
+            *([f"rows = {self._rows_in('OUT')}", *self._taken_up()] if self.shares and self.ahead else []),
         ]
         if self.group.share or not self.group.last:
             return [*lines, *self._finish(), "mbarrier.arrive(q_empty.index(lap % PLACES))"]

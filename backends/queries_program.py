@@ -29,7 +29,7 @@ class SpecialisedQueries(ByLap, Queries):
 
     kind = "specialised_queries"
     suits = "fits_queries(blocks)"
-    shared = ("q_s", "g_s", "k_s", "v_s", "rows_full", "g_empty", "q_empty", "k_full", "k_empty", "v_full", "v_empty")
+    shared = ("q_s", "g_s", "k_s", "v_s", "rows_full", "g_empty", "k_full", "k_empty", "v_full", "v_empty")
     registers = 232, 40
 
     def source(self) -> str:
@@ -41,7 +41,7 @@ class SpecialisedQueries(ByLap, Queries):
             "k_s = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, 1, COLUMNS, BLOCK_D], k_view.layout)",
             "v_s = gl.allocate_shared_memory(ELEMENT, [2, 1, 1, 1, COLUMNS, BLOCK_V], v_view.layout)",
             "rows_full, g_empty = barriers(1, 128), barriers(1, 1)",
-            *(f"{name} = barriers(2, 1)" for name in self.shared[-5:]),
+            *(f"{name} = barriers(2, 1)" for name in self.shared[-4:]),
         ]
         return f"{self._of_rows()}\n\n\n{self._warpgroups(self._copies(segments), self._consumer(segments), memory)}"
 
@@ -53,7 +53,6 @@ class SpecialisedQueries(ByLap, Queries):
     def _copies(self, segments: list[Segment]) -> list[str]:
         body = [
             *self._scalars(),
-            "mbarrier.wait(q_empty.index(lap % 2), (lap // 2 & 1) ^ 1)",
             "mbarrier.wait(g_empty.index(0), (lap & 1) ^ 1)",
         ]
         for t, place, block, dim in _ROWS:
@@ -152,7 +151,10 @@ class SpecialisedQueries(ByLap, Queries):
         return f"@gluon.jit\ndef {self.name}_rows(\n    lap, laps, {typed}\n):\n" + indent("\n".join(lines), "    ")
 
     def _taken(self) -> list[str]:
-        """Gradients in registers, delta and norm of each row; the first pass over all rows leaves both."""
+        """Gradients in registers, delta and norm of each row; the first pass over all rows leaves both.
+
+        Who has taken these gradients is done with the rows before, queries and all.
+        """
         lines = [
             "mbarrier.wait(rows_full.index(0), lap & 1)",
             "fence_async_shared()",
@@ -215,7 +217,7 @@ class SpecialisedQueries(ByLap, Queries):
             lines = self._own("OUT")
         else:
             lines = ["dq = through(q_s.index(lap % 2), dq * scale, WIDE)", *self._own("WIDE")]
-        return [*lines, "tl.store(dq_ptr + at, dq, mask=inside)", "mbarrier.arrive(q_empty.index(lap % 2))"]
+        return [*lines, "tl.store(dq_ptr + at, dq, mask=inside)"]
 
     def _rows_in(self, layout: str, slot: str = "0") -> str:
         return super()._rows_in(layout, slot)

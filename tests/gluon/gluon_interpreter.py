@@ -31,7 +31,7 @@ STORE = 0.0
 """Seconds that a store may take until it is seen: with more, some who do not wait for it look too early."""
 
 ENGINE = 0.0
-"""Seconds that a copy of the engine may take: with more, copies overtake each other."""
+"""Seconds that copies may take: with more, they overtake each other."""
 
 
 class Stuck(AssertionError):
@@ -222,10 +222,14 @@ class Warpgroup(threading.local):
 
     def copied(self, barrier, increment_count):
         assert not increment_count
-        for place, tile in self.copies:
-            place.store(tile)
-        self.copies.clear()
-        barrier.arrive(128)
+        copies, self.copies = self.copies, []
+
+        def deliver():
+            for place, tile in copies:
+                place.store(tile)
+            barrier.arrive(128)
+
+        delivered(deliver)
 
     def multiply(self, a, b, acc, *, use_acc=True, is_async=False):
         read = [(x.memory, x.memory.copy()) for x in (a, b) if isinstance(x, Shared)]
@@ -314,6 +318,11 @@ def copy_by_engine(view, at, barrier, place):
         place.store(tile)
         barrier.came(2 * tile.size)  # kernels count 16-bit elements
 
+    delivered(deliver)
+
+
+def delivered(deliver):
+    """Has something delivered, at once or later."""
     if ENGINE:
         threading.Timer(random.uniform(0, ENGINE), deliver).start()
     else:

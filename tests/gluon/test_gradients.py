@@ -66,8 +66,8 @@ def check(text, scale=0.25, joint=True, change=lambda source: source, **shape):
     if module is None:
         return None
     call = random_call(text, dtype="float32", **shape)
-    heads, n = call.q.shape[1:3]
-    mask = dense_mask(pc.parse(text), heads, n, n, batch=call.q.shape[0], **call.inputs)
+    heads = call.q.shape[1]
+    mask = dense_mask(pc.parse(text), heads, call.q.shape[2], call.k.shape[2], batch=call.q.shape[0], **call.inputs)
     leaves = [t.double().requires_grad_() for t in (call.q, call.k, call.v)]
     k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in leaves[1:])
     scores = (leaves[0] @ k.transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
@@ -128,6 +128,23 @@ def test_keys_alone(text, shape):
     assert _by_triton(kernels) == (text in ("none", "where(q % 32 == 0)"))
 
 
+FEWER = [
+    ("causal", {"n": 300, "n_q": 130, "heads": 2}),
+    ("causal & (window(20) | stride(9))", {"n": 290, "n_q": 201, "heads": 4, "kv_heads": 2}),
+    ("causal & (chunk(32) | summary(32, 4))", {"n": 300, "n_q": 1}),
+    ("local(12) | global([0, 70, -1])", {"n": 500, "n_q": 440, "heads": 2, "batch": 2}),
+    ("where(q % 32 == 0) | local(8)", {"n": 200, "n_q": 77}),
+    ("full & document(ids)", {"n": 250, "n_q": 249, "heads": 2, "batch": 2}),
+]
+
+
+@pytest.mark.parametrize(("text", "shape"), FEWER, ids=str)
+def test_fewer_queries_than_keys(text, shape):
+    """The gradient of queries has its kernel all the same; those of keys, some of which no query reads, are left to Triton's."""
+    kernels = check(text, joint=False, head_dim=16, **shape)
+    assert _by_triton(kernels, "keys") and not _by_triton(kernels, "queries")
+
+
 def test_more_programs_than_tiles(monkeypatch):
     """Programs that split a long row may have none of its tiles, or tiles of one kind only."""
     every = gluon_interpreter.launched
@@ -147,6 +164,31 @@ WRONG = {
     "sums of the pass before are lost": (r"if CARRY:", "if False:"),
     "values where keys are": (r"dk = through\(", "dv = through("),
 }
+
+
+OF_QUERIES = {
+    "rows are not waited for": (r"mbarrier.wait\(rows_full.*", "pass"),
+    "places of rows are not waited for": (r"mbarrier.wait\(g_empty.*", "pass"),
+    "scores of keys that are not there": (r"mbarrier.wait\(k_full.*", "pass"),
+    "slopes of values that are not there": (r"mbarrier.wait\(v_full.*", "pass"),
+    "places of keys are given back early": (r"dq = warpgroup_mma_wait\(1, deps=\[dq\]\)", "pass"),
+    "what belongs to the rows before": (r"_rows\(lap \+ 1,", "_rows(lap,"),
+    "a wrong residue": (r"copy_tile\(k_view, batch, kv, r % 3,", "copy_tile(k_view, batch, kv, (r + 1) % 3,"),
+    "sums of the pass before are lost": (r"dq = tl.load\(prior_ptr", "tl.load(prior_ptr"),
+    "delta without the gradient of the log-sum-exp": (r", LINE\) - less", ", LINE)"),
+}
+
+
+@pytest.mark.parametrize("name", OF_QUERIES)
+def test_mistakes_of_queries_are_noticed(name):
+    def wrong(change):
+        def of_queries(source):
+            start, end = source.index("def fits_queries"), source.index("def specialised_keys_g0_copies")
+            return source[:start] + change(source[start:end]) + source[end:]
+
+        check("causal & (window(20) | stride(3))", joint=False, change=of_queries, n=500, head_dim=16)
+
+    gluon_interpreter.assert_noticed(OF_QUERIES[name], wrong, PRODUCT=0.004, STORE=0.004, ENGINE=0.02)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -29,20 +29,20 @@ def merged(out, lse):
     return mixed, torch.logsumexp(lse, 0)
 
 
-def forward(text, call, tile, processors=3, scale=0.25):
+def forward(text, call, tile, processors=3, scale=0.25, change=lambda source: source):
     """Output and log-sum-exp by emitted kernels in one tile shape, on a GPU of a few processors."""
     pattern = pc.parse(text)
     plan = complete(lower(pattern, tile, None, views=True, splits=True), pattern, None, "gluon", REQUEST)
-    module = load(backend_named("gluon").emit(plan))
+    module = load(change(backend_named("gluon").emit(plan)))
     kinds = {name: kind for name, kind, _ in module.INPUTS}
     inputs = {name: t for name, t in call.inputs.items() if kinds[name] != "scores"}
     with gluon_interpreter.launched(module, processors=lambda device: processors, merged=merged):
         return module.forward(call.q, call.k, call.v, inputs, [], scale)
 
 
-def check(text, tile, scale=0.25, processors=3, **shape):
+def check(text, tile, scale=0.25, processors=3, change=lambda source: source, **shape):
     call = random_call(text, dtype="float32", **shape)
-    out, lse = forward(text, call, tile, processors, scale)
+    out, lse = forward(text, call, tile, processors, scale, change)
     batch, heads, n_q, _ = call.q.shape
     mask = dense_mask(pc.parse(text), heads, n_q, call.k.shape[2], batch=batch, **call.inputs)
     q, k, v = (t.double() for t in (call.q, call.k, call.v))
@@ -65,6 +65,8 @@ CASES = [
     ("causal & document(ids)", {"n": 250, "n_q": 240, "heads": 2}),
     ("causal & layout(t, 64) | window(3)", {"n": 300, "n_q": 190, "heads": 2, "kv_heads": 1}),
     ("columns([700])", {"n": 90}),
+    ("where(q % 700 < 70 and k <= q)", {"n": 700, "heads": 2}),
+    ("causal & window(300)", {"n": 1300}),
     ("causal", {"n": 1}),
 ]
 
@@ -104,3 +106,33 @@ def test_random_patterns(text, n, left_out, groups, dims, tile, processors, seed
         check(text, tile, processors=processors, head_dim=dims[0], value_dim=dims[1], seed=seed, **shape)
     except pc.PatternError as refused:
         assert refused.diagnostic.code == "too-complex"
+
+
+WRONG = {
+    "queries are not waited for": (r"mbarrier.wait\(q_full.*", "pass"),
+    "keys are not waited for": (r"mbarrier.wait\(k_full.*", "pass"),
+    "values are not waited for": (r"mbarrier.wait\(v_full.*", "pass"),
+    "places of queries are not waited for": (r"mbarrier.wait\(q_empty.*", "pass"),
+    "places of keys and values are not waited for": (r"mbarrier.wait\(empty.*", "pass"),
+    "places of values are given back early": (r"acc = warpgroup_mma_wait\(0, deps=\[acc\]\)", "pass"),
+    "rows without keys have no step": (r"if step == begun:", "if False:"),
+    "the first product is that of the lap before": (r"first_scores\(lap \+ 1,", "first_scores(lap,"),
+    "the first keys are taken for others": (r"\n( +)scores = first_scores\(lap \+ 1.*", r"\n\1step += 1\g<0>"),
+    "nobody gives the turn away": (r"mbarrier.arrive\(turns.*", "pass"),
+    "some work is left out": (r"whole \+ \(", "whole + 0 * ("),
+}
+
+
+SHOWN_BY = {
+    "places of queries are not waited for": "self",  # or keys hold the copies back
+    "rows without keys have no step": "window(100) & where(k < 128)",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_mistakes_are_noticed(name):
+    def wrong(change):
+        text = SHOWN_BY.get(name, "causal & window(600)")
+        check(text, Tile(128, 128), change=change, n=1250, heads=2, head_dim=16)
+
+    gluon_interpreter.assert_noticed(WRONG[name], wrong, PRODUCT=0.004, STORE=0.004, ENGINE=0.02)
