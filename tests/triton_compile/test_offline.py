@@ -231,34 +231,42 @@ def test_specialised_presets(name, head_dim):
 
 
 # Sums of 64 x 128 for keys and for values, and two products, leave few registers for long masks.
-SPILLED_BY_KEYS, SPILLED_BY_KEYS_OF = 160, {"bigbird": 400}
+SPILLED_BY_KEYS, SPILLED_BY_KEYS_OF, SPILLED_BY_QUERIES = 160, {"bigbird": 400}, 64
 
 
 @pytest.mark.parametrize(
     ("name", "kv_heads", "dtype"),
     [*((name, 8, "bfloat16") for name in (*FEW, "sparse_fixed")), ("bigbird", 2, "float16")],
 )
-def test_specialised_keys(name, kv_heads, dtype):
-    """Gluon kernels for the gradients of keys, for long rows in deterministic mode: two programs fit on a processor."""
+def test_specialised_gradients(name, kv_heads, dtype):
+    """Gluon kernels for the gradients of queries and of keys, for long rows in deterministic mode: two fit on a processor."""
     torch.use_deterministic_algorithms(True)
     try:
         kernels = kernels_of(name, "gradients", 90, 128, dtype, kv_heads, backend="gluon")
     finally:
         torch.use_deterministic_algorithms(False)
-    keys = [one for one in kernels if "keys" in one.name]
+    keys, queries = ([one for one in kernels if what in one.name] for what in ("keys", "queries"))
     check(keys, 90, allowed=lambda one: SPILLED_BY_KEYS_OF.get(name, SPILLED_BY_KEYS))
-    for one in keys:
+    check(queries, 90, allowed=lambda one: SPILLED_BY_QUERIES)
+    for one in (*keys, *queries):
         assert one.name.startswith("specialised")
         assert "ttg.warp_specialize" in one.kernel.asm["ttgir"]
         assert one.kernel.metadata.shared <= 113 * 1024
+    assert not any(one.serialised for one in queries)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_segments_that_some_tiles_skip(head_dim, monkeypatch):
-    """The assembler took the address of the queries from a segment that was not run."""
-    module, _ = loaded(pc.parse("local(4) & sinks(3) | ~summary(4, 3)"), 90, "bfloat16", head_dim, monkeypatch, "gluon")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "local(4) & sinks(3) | ~summary(4, 3)",  # the assembler took the address of queries from a segment that was not run
+        "where(q % 32 == 0) | local(8)",  # what packed rows leave is taken up at the end of other rows
+    ],
+)
+def test_segments_and_shares(text, head_dim, monkeypatch):
+    module, _ = loaded(pc.parse(text), 90, "bfloat16", head_dim, monkeypatch, "gluon")
     example = random_call("full", n=160, heads=2, head_dim=head_dim, dtype="bfloat16")
-    check(compiled(module, example, "forward", 90), 90, allowed=lambda one: SPILLED_BY_MASKS)
+    check(compiled(module, example, "forward", 90), 90, allowed=lambda one: SPILLED_BY_MASKS if one.tiles else 0)
 
 
 @pytest.mark.parametrize("arch", TARGETS)
