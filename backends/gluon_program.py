@@ -9,11 +9,10 @@ of a row tile is begun before the results of the row tile before are stored.
 from __future__ import annotations
 
 from patternc.lower.plan import HeadPlan, Tile
-from patternc.relation import View
 
 from .picked_program import PickedForward
 from .printer import triton
-from .segments import LONG, ByLap, Segment, residue_of, wide
+from .segments import LONG, QueriesByLap, Segment, wide
 from .triton_program import Forward
 
 _BARRIERS = {
@@ -70,7 +69,7 @@ _RESCALED = (
 """The end of a step: weights for the next product with values, and what it adds to."""
 
 
-class Specialised(ByLap, Forward):
+class Specialised(QueriesByLap, Forward):
     """`Forward` with a warpgroup of its own for copies."""
 
     constants = (*Forward.constants, "PLACES", "STAGES")
@@ -103,9 +102,6 @@ class Specialised(ByLap, Forward):
         plain = [name for name in values if not name.endswith("_view")]
         return self._warpgroups(self._copies(segments), self._consumer(segments), memory, plain)
 
-    def _scalars(self) -> list[str]:
-        return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
-
     # Copies.
 
     def _copies(self, segments: list[Segment]) -> list[str]:
@@ -121,27 +117,11 @@ class Specialised(ByLap, Forward):
             "    async_copy.async_copy_global_to_shared(q_s.index(lap % PLACES * (ROWS // 64) + slot), q_at, mask=inside)",
             "async_copy.mbarrier_arrive(q_full.index(lap % PLACES), increment_count=False)",
         ]
-        for segment in segments:
-            k, v = self._source(segment.view)
-            at = f"batch, kv, {residue_of(segment.view)}, (J * COLUMNS).to(tl.int32)"
-            body += [
-                *self._turns(segment),
-                "for t in range(begin, end):",
-                *("    " + line for line in segment.tile),
-                f"    copy_tile({k}, {at}, k_s, k_full, k_empty, step, COLUMNS * BLOCK_D * 2, STAGES)",
-                f"    copy_tile({v}, {at}, v_s, v_full, v_empty, step, COLUMNS * BLOCK_V * 2, STAGES)",
-                "    step += 1",
-            ]
+        body += self._copied(segments)
         skipped = ("skip_tile(k_full, k_empty, step, STAGES)", "skip_tile(v_full, v_empty, step, STAGES)", "step += 1")
         if self.ahead:
             body = ["begun = step", *body, "if step == begun:", *("    " + line for line in skipped)]
         return [_WIDE, *self._laps(body)]
-
-    def _source(self, view: View) -> tuple[str, str]:
-        if view in self.packed:
-            i = self.packed.index(view)
-            return f"k{i}_view", f"v{i}_view"
-        return "k_view", "v_view"
 
     # Consumers.
 

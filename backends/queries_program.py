@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from textwrap import indent
 
-from patternc.relation import View
-
 from .printer import triton
-from .segments import ByLap, Segment, residue_of, wide
+from .segments import QueriesByLap, Segment, wide
 from .triton_program import Queries
 
 _ROWS = (("q", "lap % 2", "BLOCK_D", "HEAD_DIM"), ("g", "0", "BLOCK_V", "VALUE_DIM"))
@@ -24,7 +22,7 @@ _LAYOUTS = (
 )
 
 
-class SpecialisedQueries(ByLap, Queries):
+class SpecialisedQueries(QueriesByLap, Queries):
     """`Queries` with a warpgroup of its own for copies."""
 
     kind = "specialised_queries"
@@ -45,16 +43,10 @@ class SpecialisedQueries(ByLap, Queries):
         ]
         return f"{self._of_rows()}\n\n\n{self._warpgroups(self._copies(segments), self._consumer(segments), memory)}"
 
-    def _scalars(self) -> list[str]:
-        return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
-
     # Copies.
 
     def _copies(self, segments: list[Segment]) -> list[str]:
-        body = [
-            *self._scalars(),
-            "mbarrier.wait(g_empty.index(0), (lap & 1) ^ 1)",
-        ]
+        body = [*self._scalars(), "mbarrier.wait(g_empty.index(0), (lap & 1) ^ 1)"]
         for t, place, block, dim in _ROWS:
             name = {"q": "q", "g": "grad"}[t]
             layout = f"WIDE_{t.upper()}"
@@ -67,24 +59,8 @@ class SpecialisedQueries(ByLap, Queries):
                 f"async_copy.async_copy_global_to_shared({t}_s.index({place}), at, mask=inside)",
             ]
         body.append("async_copy.mbarrier_arrive(rows_full.index(0), increment_count=False)")
-        for segment in segments:
-            k, v = self._source(segment.view)
-            at = f"batch, kv, {residue_of(segment.view)}, (J * COLUMNS).to(tl.int32)"
-            body += [
-                *self._turns(segment),
-                "for t in range(begin, end):",
-                *("    " + line for line in segment.tile),
-                f"    copy_tile({k}, {at}, k_s, k_full, k_empty, step, COLUMNS * BLOCK_D * 2, 2)",
-                f"    copy_tile({v}, {at}, v_s, v_full, v_empty, step, COLUMNS * BLOCK_V * 2, 2)",
-                "    step += 1",
-            ]
-        return [wide("WIDE_Q", "BLOCK_D"), wide("WIDE_G", "BLOCK_V"), *self._laps(body)]
-
-    def _source(self, view: View) -> tuple[str, str]:
-        if view in self.packed:
-            i = self.packed.index(view)
-            return f"k{i}_view", f"v{i}_view"
-        return "k_view", "v_view"
+        body += self._copied(segments)
+        return ["STAGES: tl.constexpr = 2", wide("WIDE_Q", "BLOCK_D"), wide("WIDE_G", "BLOCK_V"), *self._laps(body)]
 
     # The consumer.
 

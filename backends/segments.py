@@ -182,6 +182,30 @@ class ByLap(BySegment):
         return ["step = 0", *every, *("    " + line for line in body)]
 
 
+class QueriesByLap(ByLap):
+    """Rows are queries, and tiles of keys and values are copied for them."""
+
+    def _scalars(self) -> list[str]:
+        """Whose turn it is: the tile and its heads."""
+        return [*self._place(), "head = slot // RUN * PERIOD + FIRST + slot % RUN", "kv = head // sharing"]
+
+    def _copied(self, segments: list[Segment]) -> list[str]:
+        """The copies of keys and of values, tile by tile, into their rings."""
+        lines = []
+        for segment in segments:
+            packed = str(self.packed.index(segment.view)) if segment.view in self.packed else ""
+            at = f"batch, kv, {residue_of(segment.view)}, (J * COLUMNS).to(tl.int32)"
+            lines += [
+                *self._turns(segment),
+                "for t in range(begin, end):",
+                *("    " + line for line in segment.tile),
+                f"    copy_tile(k{packed}_view, {at}, k_s, k_full, k_empty, step, COLUMNS * BLOCK_D * 2, STAGES)",
+                f"    copy_tile(v{packed}_view, {at}, v_s, v_full, v_empty, step, COLUMNS * BLOCK_V * 2, STAGES)",
+                "    step += 1",
+            ]
+        return lines
+
+
 def wide(name: str, block: str) -> str:
     """A layout of rows as they lie in memory, 16 bytes a thread."""
     return f"{name}: tl.constexpr = gl.BlockedLayout([1, 8], [256 // {block}, {block} // 8], [4, 1], [1, 0])"
