@@ -169,10 +169,8 @@ WRONG = {
 
 OF_QUERIES = {
     "rows are not waited for": (r"mbarrier.wait\(rows_full.*", "pass"),
-    "places of rows are not waited for": (r"mbarrier.wait\(g_empty.*", "pass"),
     "scores of keys that are not there": (r"mbarrier.wait\(k_full.*", "pass"),
     "slopes of values that are not there": (r"mbarrier.wait\(v_full.*", "pass"),
-    "places of keys are given back early": (r"dq = warpgroup_mma_wait\(1, deps=\[dq\]\)", "pass"),
     "what belongs to the rows before": (r"_rows\(lap \+ 1,", "_rows(lap,"),
     "a wrong residue": (r"copy_tile\(k_view, batch, kv, r % 3,", "copy_tile(k_view, batch, kv, (r + 1) % 3,"),
     "sums of the pass before are lost": (r"dq = tl.load\(prior_ptr", "tl.load(prior_ptr"),
@@ -187,7 +185,8 @@ def test_mistakes_of_queries_are_noticed(name):
             start, end = source.index("def fits_queries"), source.index("def specialised_keys_g0_copies")
             return source[:start] + change(source[start:end]) + source[end:]
 
-        check("causal & (window(20) | stride(3))", joint=False, change=of_queries, n=500, head_dim=16)
+        for _ in range(5):  # what is early or late is left to chance
+            check("causal & (window(20) | stride(3))", joint=False, change=of_queries, n=500, head_dim=16)
 
     gluon_interpreter.assert_noticed(OF_QUERIES[name], wrong, PRODUCT=0.004, STORE=0.004, ENGINE=0.02)
 
