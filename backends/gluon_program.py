@@ -11,7 +11,6 @@ from __future__ import annotations
 from patternc.lower.plan import HeadPlan, Tile
 
 from .picked_program import PickedForward
-from .printer import triton
 from .segments import LONG, QueriesByLap, Segment, wide
 from .triton_program import Forward
 
@@ -201,14 +200,8 @@ class Specialised(QueriesByLap, Forward):
         return lines
 
     def _segment(self, i: int, segment: Segment) -> list[str]:
-        wide = ".to(tl.int64)" if self.wide else ""
-        columns = triton(segment.view.key, {"u": "(J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES)))"})
-        held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
-        mask = [
-            f"k = ({columns})[None, :]{wide}",
-            "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
-            f"scores = tl.where({self._inside(segment.mask)}{held}, scores * factor, float('-inf'))",
-        ]
+        columns, held = self._columns_held(segment, self._index)
+        mask = [*columns, f"scores = tl.where({self._inside(segment.mask)}{held}, scores * factor, float('-inf'))"]
         first = [
             "t = begin",
             *segment.tile,

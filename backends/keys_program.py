@@ -9,7 +9,6 @@ from __future__ import annotations
 from patternc.lower.plan import Gather, HeadPlan, Picked, Walk
 from patternc.scalar import Var
 
-from .printer import triton
 from .segments import ByLap, BySegment, Segment, residue_of, wide
 from .triton_program import Keys, Program
 
@@ -175,11 +174,9 @@ class ByKey(BySegment, Keys):
     def _turn(self, segment: Segment, masked: bool) -> list[str]:
         weights = ["p = gl.exp2(scores * factor - norm[None, :])"]
         if masked:
-            held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
-            columns = triton(segment.view.key, {"u": "(first + gl.arange(0, COLUMNS, LINE))"})
+            columns, held = self._columns_held(segment, "first + gl.arange(0, COLUMNS, LINE)")
             weights = [
-                f"q = ({columns})[None, :]{'.to(tl.int64)' if self.wide else ''}",
-                "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
+                *columns,
                 f"p = gl.exp2(gl.where({self._also}{held}, scores * factor - norm[None, :], float('-inf')))",
             ]
         return [

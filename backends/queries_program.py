@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from textwrap import indent
 
-from .printer import triton
 from .segments import QueriesByLap, Segment, wide
 from .triton_program import Queries
 
@@ -210,12 +209,10 @@ class SpecialisedQueries(QueriesByLap, Queries):
     def _turn(self, segment: Segment, masked: bool) -> list[str]:
         weights = ["p = gl.exp2(scores * factor - norm[:, None])"]
         if masked:
-            held = " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
-            columns = triton(segment.view.key, {"u": "(J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES)))"})
+            columns, held = self._columns_held(segment, self._index)
             weights = [
                 *segment.tile,
-                f"k = ({columns})[None, :]{'.to(tl.int64)' if self.wide else ''}",
-                "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
+                *columns,
                 f"p = gl.where({self._inside(segment.mask)}{held}, scores * factor - norm[:, None], float('-inf'))",
                 "p = gl.exp2(p)",
             ]

@@ -141,6 +141,15 @@ class BySegment(Program):
             case Gather() | Picked():
                 raise AssertionError("pairs one by one are not for the copy engine")
 
+    def _columns_held(self, segment: Segment, index: str) -> tuple[list[str], str]:
+        """Lines for the positions of a tile's columns, which are at an ``index`` of the view, and which pairs are held."""
+        columns = triton(segment.view.key, {"u": f"({index})"})
+        lines = [
+            f"{self._column} = ({columns})[None, :]{'.to(tl.int64)' if self.wide else ''}",
+            "safe_q, safe_k = tl.minimum(q, n - 1), tl.minimum(k, n - 1)",
+        ]
+        return lines, " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
+
     def _turns(self, segment: Segment) -> list[str]:
         """The steps ``begin`` to ``end`` of a segment that this program takes, and how many of all are masked."""
         lines = [*segment.setup, f"masked = {segment.masked}", f"end = tl.where(n > 0, {segment.total}, 0)"]
@@ -184,6 +193,8 @@ class ByLap(BySegment):
 
 class QueriesByLap(ByLap):
     """Rows are queries, and tiles of keys and values are copied for them."""
+
+    _index = "J * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES))"
 
     def _scalars(self) -> list[str]:
         """Whose turn it is: the tile and its heads."""
