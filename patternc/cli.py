@@ -621,7 +621,7 @@ def _print_demo(found: Demo) -> None:
 @click.option("--device", default="", metavar="NAME", help="cpu, cuda or cuda:1; a GPU by default, where there is one.")
 @_layer
 @click.option("--backward", is_flag=True, help="Also time the backward pass.")
-@click.option("--peers", metavar="NAME,...", help="Only these of sdpa-mask, sdpa-causal, flex, flex-flash; '' for none.")
+@click.option("--peers", metavar="NAME,...", help="Only these of the peers below; '' for none.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also draw a bar chart.")
 @_json
 @_reports_errors
@@ -640,8 +640,9 @@ def bench(
 
     PATTERN is an expression, the name of a preset, a .pat file, or - for standard input. Runtime inputs are drawn at
     random. The peers are torch's attention with a dense mask (sdpa-mask), its causal one where that is the same
-    (sdpa-causal), and FlexAttention with its own kernels (flex) and with those of flash-attn-4 (flex-flash); a peer that
-    cannot run is listed with the reason. Times are medians in milliseconds, without compilation and without building
+    (sdpa-causal), also by cuDNN (sdpa-cudnn), flash-attn-4's own causal and window calls (flash-attn), and FlexAttention
+    with its own kernels (flex) and with those of flash-attn-4 (flex-flash); a peer that cannot run is listed with the
+    reason. Times are medians in milliseconds, without compilation and without building
     masks. The floor is what no kernel can beat: the pattern's flops at the speed of a matrix product, or its tensors at the
     speed of a copy, both measured here.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from math import gcd
@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from patternc.dense import Evaluator
@@ -36,6 +37,7 @@ Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 Holds: TypeAlias = Callable[[Any, Any, Any], Any]
 
 _CHUNK = 1 << 24  # pairs that are evaluated at once
+_FAR = 1 << 20  # a query with all the keys of a window before it
 _NEVER: Holds = lambda h, q, k: q < 0  # noqa: E731
 
 
@@ -159,14 +161,34 @@ def sdpa_mask(case: Case) -> Ready:
 
 def sdpa_causal(case: Case) -> Ready:
     """torch's causal attention, where it is the same."""
-    try:
-        causal = case.pattern.equivalent("causal")
-    except BudgetExceeded:
-        raise Missing("whether the pattern is exactly causal was not decided") from None
-    if not causal:
-        raise Missing("the pattern is not exactly causal")
+    _check_causal(case)
     repeats = case.heads // int(case.k.shape[1])
     return Ready(lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=repeats > 1), repeats)
+
+
+def sdpa_cudnn(case: Case) -> Ready:
+    """torch's causal attention by cuDNN, where it is the same."""
+    _check_gpu(case)
+    its = sdpa_causal(case)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return its.attend(q, k, v)
+
+    return replace(its, attend=attend)
+
+
+def flash_attn(case: Case) -> Ready:
+    """flash-attn-4's own call, where the pattern is causal or the w keys up to each query."""
+    flash, window = _flash_attn(case), _window(case)
+    size = (None, None) if window is None else (window - 1, 0)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        out: Tensor = flash.flash_attn_func(q, k, v, causal=window is None, window_size=size)[0]
+        return out.transpose(1, 2)
+
+    return Ready(attend, case.heads // int(case.k.shape[1]))
 
 
 def flex(case: Case) -> Ready:
@@ -176,13 +198,44 @@ def flex(case: Case) -> Ready:
 
 def flex_flash(case: Case) -> Ready:
     """FlexAttention with the kernels of flash-attn-4."""
+    _flash_attn(case)
+    return _flex(case, {"BACKEND": "FLASH"})
+
+
+def _check_gpu(case: Case) -> None:
     if case.q.device.type != "cuda":
         raise Missing("needs a GPU")
+
+
+def _flash_attn(case: Case) -> Any:
+    _check_gpu(case)
     try:
-        import_module("flash_attn.cute")
+        return import_module("flash_attn.cute")
     except Exception as error:
         raise Missing(f"flash-attn-4 cannot be imported: {error}") from None
-    return _flex(case, {"BACKEND": "FLASH"})
+
+
+def _check_causal(case: Case) -> None:
+    if not _is_same(case, "causal"):
+        raise Missing("the pattern is not exactly causal")
+
+
+def _window(case: Case) -> int | None:
+    """The w of ``causal & window(w)``; None where the pattern is causal."""
+    if _is_same(case, "causal"):
+        return None
+    if not case.pattern.inputs:
+        window = sum(len(range(first, last + 1, step)) for first, last, step in case.pattern.row(_FAR, _FAR + 1))
+        if window and _is_same(case, f"causal & window({window})"):
+            return window
+    raise Missing("the pattern is neither causal nor a causal window")
+
+
+def _is_same(case: Case, text: str) -> bool:
+    try:
+        return case.pattern.equivalent(text)
+    except BudgetExceeded:
+        raise Missing(f"whether the pattern is exactly {text} was not decided") from None
 
 
 def _flex(case: Case, options: dict[str, str] | None) -> Ready:
@@ -204,11 +257,13 @@ def _flex(case: Case, options: dict[str, str] | None) -> Ready:
 PEERS: dict[str, Callable[[Case], Ready]] = {
     "sdpa-mask": sdpa_mask,
     "sdpa-causal": sdpa_causal,
+    "sdpa-cudnn": sdpa_cudnn,
+    "flash-attn": flash_attn,
     "flex": flex,
     "flex-flash": flex_flash,
 }
-"""What patternc is measured against: torch's dense attention under the mask, its causal one, and FlexAttention with its
-Triton kernels (C++ on a CPU) and with those of flash-attn-4."""
+"""What patternc is measured against: torch's dense attention under the mask, its causal one, also by cuDNN, flash-attn-4's
+own causal and window calls, and FlexAttention with its Triton kernels (C++ on a CPU) and with those of flash-attn-4."""
 
 
 def _check_fits(planes: int, n: int, device: str, what: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,7 +23,8 @@ from patternc.runtime import bench, peers  # noqa: E402
 from patternc.runtime.demo import random_inputs  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--device", "cpu", "--n", "48", "--heads", "2", "--head-dim", "16", "--peers", "sdpa-mask,sdpa-causal,flex-flash")
+PEERS = "sdpa-mask,sdpa-causal,sdpa-cudnn,flash-attn,flex-flash"
+TINY = ("--device", "cpu", "--n", "48", "--heads", "2", "--head-dim", "16", "--peers", PEERS)
 CPU = torch.device("cpu")
 
 
@@ -70,7 +71,8 @@ def test_the_table() -> None:
     for wanted in ("causal & window(8)", "float32, batch 1", "n = 48", "forward ms", "patternc", "sdpa-mask", "floor"):
         assert wanted in shown
     assert "sdpa-causal: the pattern is not exactly causal" in result.stdout
-    assert "flex-flash: needs a GPU" in result.stdout
+    for peer in ("sdpa-cudnn", "flash-attn", "flex-flash"):
+        assert f"{peer}: needs a GPU" in result.stdout
     assert "backward" not in result.stdout
     assert "n = 48: sdpa-mask" in result.stderr
 
@@ -95,6 +97,41 @@ def test_json_and_backward() -> None:
     assert rows["patternc"]["backward_tflops"] == pytest.approx(10 * one["pairs"] * 16 * 2 / 1e9)
     assert rows["flex-flash"]["forward_ms"] is None
     assert rows["flex-flash"]["note"] == "needs a GPU"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("causal", (True, (None, None))),
+        ("causal & (window(8) | window(99))", (False, (98, 0))),
+        ("where(0 <= q - k and q - k < 16)", (False, (15, 0))),
+        ("causal & window(8, dilation=2)", None),
+        ("causal & (window(8) | stride(4))", None),
+        ("local(8)", None),
+        ("causal & document(ids)", None),
+    ],
+)
+def test_what_flash_attention_has_a_call_for(
+    text: str, size: tuple[bool, tuple[int | None, int | None]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for its function, which records how it is called, on tensors of queries first."""
+    seen = []
+
+    def flash_attn_func(q, k, v, causal, window_size):  # type: ignore[no-untyped-def]
+        seen.append((causal, window_size))
+        return q, None
+
+    monkeypatch.setattr(peers, "_check_gpu", lambda case: None)
+    monkeypatch.setattr(peers, "import_module", lambda name: SimpleNamespace(flash_attn_func=flash_attn_func))
+    q = torch.randn(1, 4, 40, 8)
+    case = peers.Case(pc.parse(text), q, q[:, :2], q[:, :2], {"ids": torch.zeros(40, dtype=torch.int64)})
+    if size is None:
+        with pytest.raises(peers.Missing, match="neither causal nor a causal window"):
+            peers.flash_attn(case)
+    else:
+        its = peers.flash_attn(case)
+        assert its.attend(q, case.k, case.v).equal(q)
+        assert (its.repeats, seen) == (2, [size])
 
 
 def test_svg(tmp_path: Path) -> None:
@@ -305,7 +342,7 @@ def test_the_harness_records_errors_and_the_budget(
     assert all("the budget of -1 s" in row["skipped"] for row in json.loads(out.read_text("utf-8"))["rows"])
 
 
-@pytest.mark.parametrize("wrong", [("--patterns", "causel"), ("--peers", "CUDNN"), ("--dtype", "int8"), ("--n", "x")])
+@pytest.mark.parametrize("wrong", [("--patterns", "causel"), ("--peers", "FAST"), ("--dtype", "int8"), ("--n", "x")])
 def test_the_harness_refuses(harness: ModuleType, wrong: tuple[str, str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         harness.main([*HARNESS, *wrong])

@@ -20,7 +20,7 @@ from patterns import chosen
 import patternc as pc
 from patternc.runtime import bench
 
-PEERS = {"TRITON": "flex", "FLASH": "flex-flash"}
+PEERS = {"TRITON": "flex", "FLASH": "flex-flash", "FA4": "flash-attn", "CUDNN": "sdpa-cudnn"}
 OVERHEAD_CALLS = 200
 OVERHEAD_LENGTHS = (512, 1024, 2048, 4096)
 

@@ -17,7 +17,13 @@ from patternc.report.bars import Bar, Bars, bars_svg
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "bench" / "results"
 MARKERS = "<!-- {}:begin -->", "<!-- {}:end -->"
-NAMES = {"patternc": "patternc", "flex-flash": "Flex FLASH", "flex": "Flex TRITON"}
+NAMES = {
+    "patternc": "patternc",
+    "flex-flash": "Flex FLASH",
+    "flex": "Flex TRITON",
+    "flash-attn": "FlashAttention-4",
+    "sdpa-cudnn": "cuDNN",
+}
 WAYS = ("forward", "backward")
 
 
