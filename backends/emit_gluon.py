@@ -84,7 +84,8 @@ class GluonBackend(TritonBackend):
         return super().tiles(request)[0].tile
 
     def joint_tile(self, request: Request) -> Tile | None:
-        return Tile(128, 64) if 64 < max(request.head_dim, request.value_dim) <= 128 and _can_add() else None
+        wide = max(request.head_dim, request.value_dim)
+        return Tile(128, 64 if wide > 64 else 128) if 32 < wide <= 128 and _can_add() else None
 
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
         given = index, group, plan.tile, shares(plan.heads, index), index

@@ -1,9 +1,9 @@
 """All three gradients at once on Hopper GPUs: copied verbatim into the files whose patterns have long enough rows.
 
-A program has 128 keys and walks tiles of 64 queries. One warpgroup copies queries and gradients of the output; two consumers
-have 64 keys each. Scores and weights are computed with keys as rows, so that the products that add to dK and dV take their
-left side from registers. Only dS goes to shared memory, where both consumers read that of the step before for their half of
-dQ's dims, which the copy engine adds to what is in memory.
+A program has 128 keys and walks tiles of 64 queries, or of 128 for heads of 64 dims. One warpgroup copies queries and gradients
+of the output; two consumers have 64 keys each. Scores and weights are computed with keys as rows, so that the products that add
+to dK and dV take their left side from registers. Only dS goes to shared memory, where both consumers read that of the step
+before for their part of dQ, half of its dims or of its queries, which the copy engine adds to what is in memory.
 """
 
 import torch
@@ -26,9 +26,15 @@ from .gluon_keys import begin_scores, fits_keys
 from .launch_kernel import launch
 
 
-def joins(blocks, whole):
+def joins(blocks, whole, columns):
     """Whether one kernel can compute all gradients: the order in which it adds to those of queries is not always the same."""
-    return fits_keys(blocks, whole) and not torch.are_deterministic_algorithms_enabled()
+    fits = fits_keys(blocks, whole) and blocks[2] * columns == 64 * 128
+    return fits and not torch.are_deterministic_algorithms_enabled()
+
+
+def part_of(blocks, columns):
+    """The dims of dQ that a consumer adds to: half of them for every query of a tile of 64, or all for half of 128 queries."""
+    return blocks[2] if columns > 64 else blocks[2] // 2
 
 
 @builtin
@@ -39,24 +45,33 @@ def add_tile(view, coord, tile, _semantic=None):
 
 
 @gluon.jit
-def begin_before(slope_s, k_s, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
-    """Begins dQ of the step before: half of its dims, from dS of both consumers."""
-    HALF: gl.constexpr = BLOCK_D // 2
+def begin_before(slope_s, k_s, step, zero, SLOT: gl.constexpr, COLUMNS: gl.constexpr, BLOCK_D: gl.constexpr):
+    """Begins this consumer's part of dQ of the step before, from dS of both consumers."""
+    PART: gl.constexpr = zero.shape[1]
     pair = step % 2 * 2
     acc = zero
     for part in gl.static_range(2):
-        keys = k_s.index(part).reshape([64, BLOCK_D]).slice(SLOT * HALF, HALF, dim=1)
-        acc = warpgroup_mma(slope_s.index(pair + part).permute((1, 0)), keys, acc, use_acc=part > 0, is_async=True)
+        slopes = slope_s.index(pair + part)
+        keys = k_s.index(part).reshape([64, BLOCK_D])
+        if COLUMNS > 64:
+            slopes = slopes.slice(SLOT * 64, 64, dim=1)
+        else:
+            keys = keys.slice(SLOT * PART, PART, dim=1)
+        acc = warpgroup_mma(slopes.permute((1, 0)), keys, acc, use_acc=part > 0, is_async=True)
     return acc
 
 
 @gluon.jit
-def add_before(acc, dq_view, batch, head, before, dq_s, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
+def add_before(acc, dq_view, batch, head, before, dq_s, SLOT: gl.constexpr, COLUMNS: gl.constexpr):
     """Adds dQ of the step before, whose first query that is; the copy engine has read what was added last."""
-    dq_s.index(SLOT).reshape([64, BLOCK_D // 2]).store(acc)
+    PART: gl.constexpr = acc.shape[1]
+    dq_s.index(SLOT).reshape([64, PART]).store(acc)
     fence_async_shared()
     meet()
-    add_tile(dq_view, [batch, head, 0, before, SLOT * (BLOCK_D // 2)], dq_s.index(SLOT))
+    if COLUMNS > 64:
+        add_tile(dq_view, [batch, head, 0, before + SLOT * 64, 0], dq_s.index(SLOT))
+    else:
+        add_tile(dq_view, [batch, head, 0, before, SLOT * PART], dq_s.index(SLOT))
 
 
 @gluon.jit
@@ -73,19 +88,22 @@ def fold_gradients(
     head,
     shared,
     SLOT: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    PART: gl.constexpr,
     BLOCK_D: gl.constexpr,
     BLOCK_V: gl.constexpr,
     SCORES: gl.constexpr,
     KEYS: gl.constexpr,
     VALUES: gl.constexpr,
-    HALVES: gl.constexpr,
+    PARTS: gl.constexpr,
 ):
-    """What a step adds, of the weights p (64 keys, 64 queries): dK, dV, and the step before to dQ; begins the next scores."""
+    """What a step adds, of the weights p (64 keys, COLUMNS queries): dK, dV, and the step before to dQ; begins the next scores."""
     k_s, q_s, g_s, slope_s, dq_s, full, done = shared
     place = step % 2
     other = (step + 1) % 2
-    zero = gl.zeros([64, 64], gl.float32, SCORES)
-    dv = warpgroup_mma(gl.convert_layout(p.to(q_s.dtype), VALUES), g_s.index(place).reshape([64, BLOCK_V]), dv, is_async=True)
+    zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)
+    grads = g_s.index(place).reshape([COLUMNS, BLOCK_V])
+    dv = warpgroup_mma(gl.convert_layout(p.to(q_s.dtype), VALUES), grads, dv, is_async=True)
     slopes = warpgroup_mma_wait(1, deps=[slopes])
     slopes = (p * slopes).to(q_s.dtype)
     mbarrier.wait(done.index(other), ((step + 1) // 2 & 1) ^ 1)
@@ -93,28 +111,41 @@ def fold_gradients(
     tma.store_wait(0)
     fence_async_shared()
     meet()
-    dk = warpgroup_mma(gl.convert_layout(slopes, KEYS), q_s.index(place).reshape([64, BLOCK_D]), dk, is_async=True)
-    acc = begin_before(slope_s, k_s, step, gl.zeros([64, BLOCK_D // 2], gl.float32, HALVES), SLOT, BLOCK_D)
+    queries = q_s.index(place).reshape([COLUMNS, BLOCK_D])
+    dk = warpgroup_mma(gl.convert_layout(slopes, KEYS), queries, dk, is_async=True)
+    acc = begin_before(slope_s, k_s, step, gl.zeros([64, PART], gl.float32, PARTS), SLOT, COLUMNS, BLOCK_D)
     dk, dv = warpgroup_mma_wait(2, deps=[dk, dv])
     scores = begin_scores(k_s, q_s, full, step + 1, more, zero, SLOT, BLOCK_D)
     acc = warpgroup_mma_wait(1, deps=[acc])
     mbarrier.arrive(done.index(place))
     if before >= 0:
-        add_before(acc, dq_view, batch, head, before, dq_s, SLOT, BLOCK_D)
+        add_before(acc, dq_view, batch, head, before, dq_s, SLOT, COLUMNS)
     return scores, dk, dv
 
 
 @gluon.jit
-def finish_before(step, before, dq_view, batch, head, shared, SLOT: gl.constexpr, BLOCK_D: gl.constexpr, HALVES: gl.constexpr):
+def finish_before(
+    step,
+    before,
+    dq_view,
+    batch,
+    head,
+    shared,
+    SLOT: gl.constexpr,
+    COLUMNS: gl.constexpr,
+    PART: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    PARTS: gl.constexpr,
+):
     """Adds dQ of the last step of a head."""
     k_s, _, _, slope_s, dq_s, _, done = shared
     if before >= 0:
         mbarrier.wait(done.index((step + 1) % 2), ((step + 1) // 2 & 1) ^ 1)
-        acc = begin_before(slope_s, k_s, step, gl.zeros([64, BLOCK_D // 2], gl.float32, HALVES), SLOT, BLOCK_D)
+        acc = begin_before(slope_s, k_s, step, gl.zeros([64, PART], gl.float32, PARTS), SLOT, COLUMNS, BLOCK_D)
         acc = warpgroup_mma_wait(0, deps=[acc])
         tma.store_wait(0)
         meet()
-        add_before(acc, dq_view, batch, head, before, dq_s, SLOT, BLOCK_D)
+        add_before(acc, dq_view, batch, head, before, dq_s, SLOT, COLUMNS)
 
 
 @triton.jit

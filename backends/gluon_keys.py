@@ -13,7 +13,7 @@ from .gluon_kernel import meet
 
 def fits_keys(blocks, whole):
     """Whether sums of 64 keys fit into the registers of a warpgroup, and every key has a query."""
-    return whole and blocks[2:] == (128, 128)
+    return whole and blocks[2:] in ((64, 64), (128, 128))
 
 
 @gluon.jit
@@ -53,18 +53,19 @@ def copy_queries(
     delta_at,
     shared,
     step,
+    COLUMNS: gl.constexpr,
     BLOCK_D: gl.constexpr,
     BLOCK_V: gl.constexpr,
 ):
     """Copies a tile of queries, of gradients and of what belongs to their rows, as soon as its place is empty."""
     q_s, g_s, norm_s, delta_s, full, done = shared
     LINE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    rows = (first + gl.arange(0, 64, LINE)) * stride + residue
+    rows = (first + gl.arange(0, COLUMNS, LINE)) * stride + residue
     norm = gl.load(norm_at + rows, mask=rows < n, other=float("inf"))
     delta = gl.load(delta_at + rows, mask=rows < n, other=0.0)
     place = step % 2
     mbarrier.wait(done.index(place), (step // 2 & 1) ^ 1)
-    mbarrier.expect(full.index(place), 128 * (BLOCK_D + BLOCK_V))
+    mbarrier.expect(full.index(place), COLUMNS * 2 * (BLOCK_D + BLOCK_V))
     tma.async_copy_global_to_shared(q_view, [batch, head, residue, first, 0], full.index(place), q_s.index(place))
     tma.async_copy_global_to_shared(g_view, [batch, head, residue, first, 0], full.index(place), g_s.index(place))
     norm_s.index(place).store(norm)
@@ -76,14 +77,14 @@ def copy_queries(
 @gluon.jit
 def scores_of(k_s, q_s, step, zero, SLOT: gl.constexpr, BLOCK_D: gl.constexpr):
     """The product of the keys with the queries of a step, begun."""
-    queries = q_s.index(step % 2).reshape([64, BLOCK_D])
+    queries = q_s.index(step % 2).reshape([zero.shape[1], BLOCK_D])
     return warpgroup_mma(k_s.index(SLOT).reshape([64, BLOCK_D]), queries.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
 def slopes_of(v_s, g_s, step, less, SLOT: gl.constexpr, BLOCK_V: gl.constexpr):
     """The product of the values with the gradients of a step, begun, added to ``less``."""
-    grads = g_s.index(step % 2).reshape([64, BLOCK_V])
+    grads = g_s.index(step % 2).reshape([less.shape[1], BLOCK_V])
     return warpgroup_mma(v_s.index(SLOT).reshape([64, BLOCK_V]), grads.permute((1, 0)), less, is_async=True)
 
 
@@ -139,13 +140,14 @@ def fold_keys(
     KEYS: gl.constexpr,
     VALUES: gl.constexpr,
 ):
-    """What a step adds to dK and dV, of the weights p (64 keys, 64 queries)."""
+    """What a step adds to dK and dV, of the weights p (64 keys, COLUMNS queries)."""
     q_s, g_s, done = shared
     place = step % 2
-    dv = warpgroup_mma(gl.convert_layout(p.to(q_s.dtype), VALUES), g_s.index(place).reshape([64, BLOCK_V]), dv, is_async=True)
+    grads = g_s.index(place).reshape([p.shape[1], BLOCK_V])
+    dv = warpgroup_mma(gl.convert_layout(p.to(q_s.dtype), VALUES), grads, dv, is_async=True)
     slopes = warpgroup_mma_wait(1, deps=[slopes])
     slopes = gl.convert_layout((p * slopes).to(q_s.dtype), KEYS)
-    dk = warpgroup_mma(slopes, q_s.index(place).reshape([64, BLOCK_D]), dk, is_async=True)
+    dk = warpgroup_mma(slopes, q_s.index(place).reshape([p.shape[1], BLOCK_D]), dk, is_async=True)
     dk, dv = warpgroup_mma_wait(0, deps=[dk, dv])
     mbarrier.arrive(done.index(place))
     return dk, dv

@@ -14,6 +14,10 @@ from .keys_program import ByKey
 from .triton_program import Queries
 
 
+_PART = "PART: tl.constexpr = BLOCK_D if COLUMNS > 64 else BLOCK_D // 2"
+"""The dims of dQ that a consumer adds to: see `part_of`."""
+
+
 class Norms(Queries):
     """What `Queries` leaves for other passes where no keys are walked: delta, the log-sum-exp, and sums that are zero."""
 
@@ -28,7 +32,11 @@ class Joint(ByKey):
     tile = "JOINT_ROWS", "JOINT_COLUMNS"
     shared = (*ByKey.shared, "slope_s", "dq_s")
     pointers = (*ByKey.pointers, "dq_view")
-    layouts = (*ByKey.layouts, "HALVES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D // 2, 16])")
+    layouts = (
+        *ByKey.layouts,
+        _PART,
+        "PARTS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PART, 16])",
+    )
     _around = (
         ("scores = begin_scores(k_s, q_s, full, step, begin < end, zero, SLOT, BLOCK_D)",),
         ("scores = warpgroup_mma_wait(0, deps=[scores])",),
@@ -44,12 +52,13 @@ class Joint(ByKey):
     def _memory(self) -> list[str]:
         return [
             *super()._memory(),
-            "slope_s = gl.allocate_shared_memory(ELEMENT, [4, 64, 64], rows_layout(64, 64, ELEMENT))",
-            "dq_s = gl.allocate_shared_memory(tl.float32, [2, 1, 1, 1, 64, BLOCK_D // 2], dq_view.layout)",
+            _PART,
+            "slope_s = gl.allocate_shared_memory(ELEMENT, [4, 64, COLUMNS], rows_layout(64, COLUMNS, ELEMENT))",
+            "dq_s = gl.allocate_shared_memory(tl.float32, [2, 1, 1, 1, 64, PART], dq_view.layout)",
         ]
 
     def _walked(self, steps: list[str]) -> list[str]:
-        finish = "finish_before(step, before, dq_view, batch, head, shared, SLOT, BLOCK_D, HALVES)"
+        finish = "finish_before(step, before, dq_view, batch, head, shared, SLOT, COLUMNS, PART, BLOCK_D, PARTS)"
         every = self._each_head(["before = -1", *steps, finish])
         return ["shared = k_s, q_s, g_s, slope_s, dq_s, full, done", *every, "tma.store_wait(0)"]
 
@@ -57,7 +66,7 @@ class Joint(ByKey):
         return [
             "scores, dk, dv = fold_gradients(",
             "    p, slopes, dk, dv, step, t + 1 < end, before, dq_view, batch, head, shared,",
-            "    SLOT, BLOCK_D, BLOCK_V, SCORES, KEYS, VALUES, HALVES,",
+            "    SLOT, COLUMNS, PART, BLOCK_D, BLOCK_V, SCORES, KEYS, VALUES, PARTS,",
             ")",
             "step, before = step + 1, first",
         ]

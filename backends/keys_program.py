@@ -13,7 +13,7 @@ from .segments import ByLap, BySegment, Segment, residue_of, wide
 from .triton_program import Keys, Program
 
 _LAYOUTS = (
-    "SCORES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])",
+    "SCORES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])",
     "OF_KEYS: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])",
     "OF_VALUES: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_V, 16])",
     "LINE: tl.constexpr = gl.SliceLayout(0, SCORES)",
@@ -33,11 +33,12 @@ def regular(group: HeadPlan) -> bool:
 
 
 class ByKey(BySegment, Keys):
-    """A tile of keys, 64 for each consumer, walks tiles of 64 queries."""
+    """A tile of keys, 64 for each consumer, walks tiles of queries."""
 
     copied, given = "qgkv", "norm, delta"
     pointers: tuple[str, ...] = ("q_view", "g_view", "k_view", "v_view", "norm_ptr", "delta_ptr", "dk_ptr", "dv_ptr")
     strides = ()
+    copied_rows = dict.fromkeys("kv", "64")
     constants = Program.constants
     shared: tuple[str, ...] = ("k_s", "v_s", "q_s", "g_s", "norm_s", "delta_s", "kept", "full", "done")
     layouts: tuple[str, ...] = _LAYOUTS
@@ -62,10 +63,10 @@ class ByKey(BySegment, Keys):
         return [
             "ELEMENT: tl.constexpr = k_view.dtype",
             *(
-                f"{t}_s = gl.allocate_shared_memory(ELEMENT, [{places}, 1, 1, 1, 64, {block}], {t}_view.layout)"
+                f"{t}_s = gl.allocate_shared_memory(ELEMENT, [{places}, 1, 1, 1, {'64' if t in 'kv' else 'COLUMNS'}, {block}], {t}_view.layout)"
                 for t, places, block in (("k", own, "BLOCK_D"), ("v", own, "BLOCK_V"), ("q", 2, "BLOCK_D"), ("g", 2, "BLOCK_V"))
             ),
-            *(f"{name}_s = gl.allocate_shared_memory(tl.float32, [2, 64], {line})" for name in ("norm", "delta")),
+            *(f"{name}_s = gl.allocate_shared_memory(tl.float32, [2, COLUMNS], {line})" for name in ("norm", "delta")),
             f"kept, full, done = barriers(1, 1), barriers(2, 2), barriers(2, {own})",
         ]
 
@@ -80,7 +81,7 @@ class ByKey(BySegment, Keys):
                 "for t in range(begin, end):",
                 *("    " + line for line in segment.tile),
                 "    first = (J * COLUMNS).to(tl.int32)",
-                f"    copy_queries(q_view, g_view, {place}, norm_at, delta_at, shared, step, BLOCK_D, BLOCK_V)",
+                f"    copy_queries(q_view, g_view, {place}, norm_at, delta_at, shared, step, COLUMNS, BLOCK_D, BLOCK_V)",
                 "    step += 1",
             ]
         own = f"batch, kv, {'r' if self.group.stride > 1 else '0'}, first_row.to(tl.int32)"
@@ -115,7 +116,7 @@ class ByKey(BySegment, Keys):
             *self._walked(steps),
             *self._results(),
         ]
-        start = ["factor = scale * 1.4426950408889634", "zero = gl.zeros([64, 64], gl.float32, SCORES)"]
+        start = ["factor = scale * 1.4426950408889634", "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)"]
         return [*self.layouts, *start, *self._laps(body)]
 
     def _walked(self, steps: list[str]) -> list[str]:

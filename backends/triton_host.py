@@ -226,7 +226,7 @@ def _joint(program: Keys) -> list[str]:
     """All gradients by one kernel, which adds to those of q in memory."""
     assert isinstance(program.start, Queries)
     body, arguments = _arguments(program)
-    views, sums = _views(program, program.copied), f"{program.described}(prior, 1, columns, blocks[2] // 2, generation)"
+    views, sums = _views(program, program.copied), f"{program.described}(prior, 1, 64, part_of(blocks, columns), generation)"
     lines = [
         *_queries(program.start),
         "rows, columns, tiles = JOINT_ROWS, JOINT_COLUMNS, -(-n // JOINT_ROWS)",
@@ -234,7 +234,7 @@ def _joint(program: Keys) -> list[str]:
         *_launch(program, f"{views}{program.given}, dk, dv, {sums}, {arguments}sharing, ", arguments),
         "return scaled(prior, scale, dq), dk, dv",
     ]
-    return ["if joins(blocks, n_q == n):", *_within(lines)]
+    return ["if joins(blocks, n_q == n, JOINT_COLUMNS):", *_within(lines)]
 
 
 def _key_pass(program: Keys) -> list[str]:
@@ -303,7 +303,8 @@ def _views(program: Program, tensors: str) -> str:
     names = {"q": "q", "k": "k", "v": "v", "g": "grad"}
     some = "generation" if "k" in tensors or stride == 1 else "generation * (n_q == n)"
     wide = {"q": f"{blocks}[2]", "k": f"{blocks}[2]", "v": f"{blocks}[3]", "g": f"{blocks}[3]"}
-    return "".join(f"{program.described}({names[t]}, {stride}, {columns}, {wide[t]}, {some}), " for t in tensors)
+    rows = {t: program.copied_rows.get(t, columns) for t in tensors}
+    return "".join(f"{program.described}({names[t]}, {stride}, {rows[t]}, {wide[t]}, {some}), " for t in tensors)
 
 
 def _row_views(program: Keys) -> tuple[list[str], str]:

@@ -165,6 +165,8 @@ class Program:
     They also take positive scales only.
     """
     always_copied = False
+    copied_rows: dict[str, str] = {}  # noqa: RUF012 - nothing changes it
+    """Host expressions: how many rows of a tensor are loaded at a time, where that is not the tile's columns."""
     _program = "tl.program_id(0)", "tl.program_id(1)"
     _programs = "tl.num_programs(0)", "tl.num_programs(1)"
 

@@ -16,8 +16,8 @@ from patternc.scalar import FALSE, TRUE, Scalar, conjunction, op, variables
 from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
-JOINT_TILES, JOINT_AREA = 16, 1.5
-"""Tiles of a row from which one pass for all gradients is faster than two, each of which computes the scores, as measured on an
+JOINT_LENGTH, JOINT_AREA = 1024, 1.5
+"""Pairs of a row, in whole tiles, from which one pass for all gradients is faster than two, each of which computes the scores, as measured on an
 H200; and how many more pairs the tiles may hold than those of two passes."""
 
 
@@ -59,7 +59,7 @@ def with_joint(plan: Plan, pattern: Pattern, tile: Tile, layer: int | None = Non
     groups = _groups(pattern, layer)
     if len(groups) > 1 or plan.key_tile is None:
         return plan
-    least = JOINT_TILES * row_tiles(tile.rows, IDENTITY, REFERENCE_LENGTH) * tile.rows * tile.columns
+    least = JOINT_LENGTH * row_tiles(tile.rows, IDENTITY, REFERENCE_LENGTH) * tile.rows
     most = JOINT_AREA * _area(plan, plan.keys, plan.key_tile)
     if least > most:
         return plan

@@ -21,17 +21,29 @@ from patternc.runtime.compile import complete  # noqa: E402
 from patternc.runtime.loader import load  # noqa: E402
 from patternc.testing import dense_mask, patterns, random_call  # noqa: E402
 
-REQUEST = Request("cuda", "bfloat16", 128, 128, 0, 9)
 
 
-def loaded(text, joint=True, change=lambda source: source):
-    """The module of a pattern, with the kernel for all gradients however short its rows are, or none; None if it has none."""
+def request(head_dim):
+    return Request("cuda", "bfloat16", head_dim, head_dim, 0, 9)
+
+
+REQUEST = request(128)
+FOR = {64: REQUEST, 128: request(64)}
+"""Requests by the queries of a tile of the kernel for all gradients."""
+
+
+def loaded(text, joint=64, change=lambda source: source):
+    """The module of a pattern; with the kernel for all gradients however short its rows are, in tiles of so many queries.
+
+    Or without; None if there is none for the pattern.
+    """
     pattern = pc.parse(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "JOINT_TILES", 0 if joint else 1e9)
+        patch.setattr(phases, "JOINT_LENGTH", 0 if joint else 1e9)
         patch.setattr(phases, "JOINT_AREA", 1e9 if joint else 0)
         plan = lower(pattern, Tile(64, 64), None, views=True, splits=True)
-        plan = complete(plan, pattern, None, "gluon", REQUEST)
+        plan = complete(plan, pattern, None, "gluon", FOR.get(joint, REQUEST))
+    assert not plan.joint or plan.joint_tile.columns == joint
     return load(change(backend_named("gluon").emit(plan))) if plan.joint or not joint else None
 
 
@@ -48,7 +60,7 @@ def gradients(module, call, out, lse, grad, grad_lse, scale):
         "fits_keys": lambda blocks, whole: whole,
         "fits_queries": lambda blocks: True,
         "described": lambda *_: None,
-        "joins": lambda blocks, whole: whole,
+        "joins": lambda blocks, whole, columns: whole,
     }
     stand_ins = {name: one for name, one in stand_ins.items() if hasattr(module, name)}
     with gluon_interpreter.launched(module, by_triton, **stand_ins) as kernels:
@@ -61,7 +73,7 @@ def _by_triton(kernels, what="keys"):
     return any(name.startswith(what) for name in kernels)
 
 
-def check(text, scale=0.25, joint=True, change=lambda source: source, **shape):
+def check(text, scale=0.25, joint=64, change=lambda source: source, **shape):
     module = loaded(text, joint, change)
     if module is None:
         return None
@@ -103,9 +115,10 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("columns", FOR)
 @pytest.mark.parametrize(("text", "shape"), CASES, ids=str)
-def test_against_dense(text, shape):
-    assert check(text, head_dim=16, **shape)
+def test_against_dense(text, shape, columns):
+    assert check(text, joint=columns, head_dim=16, **shape)
 
 
 APART = [
@@ -124,7 +137,7 @@ APART = [
 
 @pytest.mark.parametrize(("text", "shape"), APART, ids=str)
 def test_keys_alone(text, shape):
-    kernels = check(text, joint=False, head_dim=16, **shape)
+    kernels = check(text, joint=0, head_dim=16, **shape)
     assert _by_triton(kernels) == (text in ("none", "where(q % 32 == 0)"))
 
 
@@ -141,7 +154,7 @@ FEWER = [
 @pytest.mark.parametrize(("text", "shape"), FEWER, ids=str)
 def test_fewer_queries_than_keys(text, shape):
     """The gradient of queries has its kernel all the same; those of keys are left to Triton, as no query may read some."""
-    kernels = check(text, joint=False, head_dim=16, **shape)
+    kernels = check(text, joint=0, head_dim=16, **shape)
     assert _by_triton(kernels, "keys")
     assert not _by_triton(kernels, "queries")
 
@@ -150,7 +163,7 @@ def test_more_programs_than_tiles(monkeypatch):
     """Programs that split a long row may have none of its tiles, or tiles of one kind only."""
     every = gluon_interpreter.launched
     monkeypatch.setattr(gluon_interpreter, "launched", lambda *given, **more: every(*given, processors=lambda _: 132, **more))
-    assert check("local(60) | global([0])", joint=False, n=1500, heads=2, head_dim=16)
+    assert check("local(60) | global([0])", joint=0, n=1500, heads=2, head_dim=16)
 
 
 WRONG = {
@@ -186,7 +199,7 @@ def test_mistakes_of_queries_are_noticed(name):
             return source[:start] + change(source[start:end]) + source[end:]
 
         for _ in range(5):  # what is early or late is left to chance
-            check("causal & (window(20) | stride(3))", joint=False, change=of_queries, n=500, head_dim=16)
+            check("causal & (window(20) | stride(3))", joint=0, change=of_queries, n=500, head_dim=16)
 
     gluon_interpreter.assert_noticed(OF_QUERIES[name], wrong, PRODUCT=0.004, STORE=0.004, ENGINE=0.02)
 
@@ -194,20 +207,20 @@ def test_mistakes_of_queries_are_noticed(name):
 @pytest.mark.parametrize("name", WRONG)
 def test_mistakes_are_noticed(name):
     def wrong(change):
-        check("causal & (window(20) | stride(3))", joint=False, change=change, n=500, head_dim=16)
+        check("causal & (window(20) | stride(3))", joint=0, change=change, n=500, head_dim=16)
 
     gluon_interpreter.assert_noticed(WRONG[name], wrong, PRODUCT=0.004, STORE=0.004, ENGINE=0.02)
 
 
 @pytest.mark.parametrize("dims", [(16, 32), (24, 24), (64, 16)], ids=str)
 def test_head_dims(dims):
-    for joint in {False, dims[0] == dims[1]}:
+    for joint in (0, *(FOR if dims[0] == dims[1] else ())):
         assert check("causal & window(70)", joint=joint, n=140, head_dim=dims[0], value_dim=dims[1])
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, -0.2])
 def test_scales(scale):
-    for joint in (True, False):
+    for joint in (0, *FOR):
         assert check("causal & window(70)", joint=joint, n=100, head_dim=16, scale=scale)
 
 
@@ -229,13 +242,13 @@ def test_keys_beyond_the_last():
     groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
     dims=st.sampled_from([(16, 16), (16, 32), (24, 24)]),
     seed=st.integers(0, 99),
-    joint=st.booleans(),
+    joint=st.sampled_from([0, *FOR]),
 )
 def test_random_patterns(text, n, groups, dims, seed, joint):
     try:
         check(
             text,
-            joint=joint and dims[0] == dims[1],
+            joint=joint if dims[0] == dims[1] else 0,
             n=n,
             heads=groups[0],
             kv_heads=groups[1],

@@ -488,7 +488,7 @@ JOINT = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-@pytest.mark.parametrize("head_dim", [128, 96])
+@pytest.mark.parametrize("head_dim", [128, 96, 64])
 @pytest.mark.parametrize(("text", "shape"), JOINT, ids=str)
 def test_gradients_at_once(text, shape, head_dim, dtype):
     """The kernel for all gradients, against dense attention; and the two that stand for it in deterministic mode."""
