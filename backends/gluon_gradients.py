@@ -97,7 +97,7 @@ def fold_gradients(
     VALUES: gl.constexpr,
     PARTS: gl.constexpr,
 ):
-    """What a step adds, of the weights p (64 keys, COLUMNS queries): dK, dV, and the step before to dQ; begins the next scores."""
+    """What a step of the weights p (64 keys, COLUMNS queries) adds, and the step before to dQ; begins the next scores."""
     k_s, q_s, g_s, slope_s, dq_s, full, done = shared
     place = step % 2
     other = (step + 1) % 2

@@ -13,7 +13,6 @@ from patternc.lower.plan import HeadPlan, Tile
 from .keys_program import ByKey
 from .triton_program import Queries
 
-
 _PART = "PART: tl.constexpr = BLOCK_D if COLUMNS > 64 else BLOCK_D // 2"
 """The dims of dQ that a consumer adds to: see `part_of`."""
 

@@ -60,11 +60,15 @@ class ByKey(BySegment, Keys):
     def _memory(self) -> list[str]:
         """The tiles in shared memory, and the barriers."""
         own, line = self.consumers, "gl.SwizzledSharedLayout(1, 1, 1, [0])"
+        tiles = (
+            *(("k", own, "64", "BLOCK_D"), ("v", own, "64", "BLOCK_V")),
+            *(("q", 2, "COLUMNS", "BLOCK_D"), ("g", 2, "COLUMNS", "BLOCK_V")),
+        )
         return [
             "ELEMENT: tl.constexpr = k_view.dtype",
             *(
-                f"{t}_s = gl.allocate_shared_memory(ELEMENT, [{places}, 1, 1, 1, {'64' if t in 'kv' else 'COLUMNS'}, {block}], {t}_view.layout)"
-                for t, places, block in (("k", own, "BLOCK_D"), ("v", own, "BLOCK_V"), ("q", 2, "BLOCK_D"), ("g", 2, "BLOCK_V"))
+                f"{t}_s = gl.allocate_shared_memory(ELEMENT, [{places}, 1, 1, 1, {rows}, {block}], {t}_view.layout)"
+                for t, places, rows, block in tiles
             ),
             *(f"{name}_s = gl.allocate_shared_memory(tl.float32, [2, COLUMNS], {line})" for name in ("norm", "delta")),
             f"kept, full, done = barriers(1, 1), barriers(2, 2), barriers(2, {own})",

@@ -167,12 +167,19 @@ def importance_tiles(dim, itemsize, apart, steps, generation):
     return wide, rows, keys, blocks, max(16, triton.next_power_of_2(blocks))
 
 
-def importance(xp, queries, keys, scale, first, sizes, together):  # noqa: ARG001
+def norms_of(lse, batch):
+    """What `norms_kernel` computes, from log-sum-exps (b or 1, h, rows)."""
+    norms = torch.where(lse.isinf(), torch.inf, lse.float() * 1.4426950408889634)
+    return torch.where(lse.isnan(), 0.0, norms).expand(batch, -1, -1).contiguous()
+
+
+def importance(xp, queries, keys, scale, first, sizes, together, lse=None):  # noqa: ARG001
     """How much attention key blocks get from queries (b, h, rows, d) that attend to compressed keys (b or 1, h_kv, count, d).
 
     The first query is at position ``first``; sizes: a compressed key's length and stride, and a block's size and their number.
     Returns float32 (b, h, rows, blocks), or with ``together`` sums over the heads of each key head, (b, h_kv, rows, blocks).
-    Keys of another dtype than that of 16-bit queries are taken as sums of two. No gradient.
+    Keys of another dtype than that of 16-bit queries are taken as sums of two. With the log-sum-exp of the attention, lse (b or
+    1, h, rows), scores are computed once, and otherwise twice. No gradient.
     """
     length, stride, block, blocks = sizes
     (batch, heads, rows, dim), (_, key_heads, count, _) = queries.shape, keys.shape
@@ -183,7 +190,7 @@ def importance(xp, queries, keys, scale, first, sizes, together):  # noqa: ARG00
     high = keys.to(queries.dtype)
     more = None if exact else aligned((keys - high.float()).to(queries.dtype))
     queries, high = aligned(queries), aligned(high)
-    norms = torch.empty(batch, heads, rows, dtype=torch.float32, device=queries.device)
+    norms = torch.empty(batch, heads, rows, dtype=torch.float32, device=queries.device) if lse is None else norms_of(lse, batch)
     out = torch.empty(batch, heads // of, rows, blocks, dtype=torch.float32, device=queries.device)
     if out.numel() == 0:
         return out
@@ -196,9 +203,9 @@ def importance(xp, queries, keys, scale, first, sizes, together):  # noqa: ARG00
     low = high if more is None else more
     tiles = triton.cdiv(rows, tile)
     with torch.cuda.device_of(out):
-        norms_kernel[(tiles, batch * heads)](
-            queries, high, low, norms, *given, *constants, num_warps=4, num_stages=1 + (generation > 0)
-        )
+        if lse is None:
+            options = {"num_warps": 4, "num_stages": 1 + (generation > 0)}
+            norms_kernel[(tiles, batch * heads)](queries, high, low, norms, *given, *constants, **options)
         grid = tiles * triton.cdiv(blocks, some), batch * heads // of
         options = {"num_warps": 4, "num_stages": 1}
         importance_kernel[grid](

@@ -15,6 +15,10 @@ Rows: TypeAlias = Callable[[int, int], Any]
 """Of queries start to stop (counted from the first one there is) the scores: (b or 1, heads, rows, n or key blocks)."""
 
 
+LOG_SUM_EXPS = "log-sum-exps"
+"""What a runtime input holds that another attention can leave."""
+
+
 class Unfit(Exception):
     """A scorer cannot score blocks of the size that was asked for."""
 
@@ -302,19 +306,21 @@ class Indexer:
 class Compressed:
     """How much attention a key block gets from a query that attends to compressed keys: NSA's importance.
 
-    A compressed key stands for ``length`` keys, every ``stride`` of them; it is their mean, or given under ``keys``.
+    A compressed key stands for ``length`` keys, every ``stride`` of them; it is their mean, or given under ``keys``. The
+    log-sum-exp of that attention is computed, or given under ``lse`` by whoever attends to the compressed keys anyway.
     """
 
     length: int
     stride: int
     keys: str | None
+    lse: str | None = None
     block: int = 0
 
     finite = True
 
     def __str__(self) -> str:
-        keys = "" if self.keys is None else f", keys={self.keys}"
-        return f"compressed({self.length}, {self.stride}{keys})"
+        named = "".join(f", {what}={name}" for what, name in (("keys", self.keys), ("lse", self.lse)) if name is not None)
+        return f"compressed({self.length}, {self.stride}{named})"
 
     @property
     def span(self) -> int:
@@ -322,10 +328,13 @@ class Compressed:
 
     @property
     def inputs(self) -> tuple[ScoreInput, ...]:
-        if self.keys is None:
-            return ()
-        shape = f"(batch, key heads, (n - {self.length}) // {self.stride} + 1, head_dim)"
-        return (ScoreInput(self.keys, "compressed keys", shape, lambda b, _, s, __, n, d: (b, s, self._count(n), d)),)
+        found: tuple[ScoreInput, ...] = ()
+        if self.keys is not None:
+            shape = f"(batch, key heads, (n - {self.length}) // {self.stride} + 1, head_dim)"
+            found += (ScoreInput(self.keys, "compressed keys", shape, lambda b, _, s, __, n, d: (b, s, self._count(n), d)),)
+        if self.lse is not None:
+            found += (ScoreInput(self.lse, LOG_SUM_EXPS, "(batch, heads, n_q)", lambda b, h, _, rows, *__: (b, h, rows)),)
+        return found
 
     def _count(self, n: int) -> int:
         """How many compressed keys there are."""
@@ -348,11 +357,14 @@ class Compressed:
             keys: Any = sum(units[:, :, i : i + count] for i in range(apart)) / apart
         else:
             keys = sight.given(self.keys, sight.inputs[self.keys], batch, shared, count, dim)
+        lse = None
+        if self.lse is not None:
+            lse = sight.given(self.lse, sight.inputs[self.lse], batch, sight.queries.shape[1], n_q)
         sizes = self.length, self.stride, self.block, -(-n // self.block)
 
         def rows(start: int, stop: int) -> Any:
-            queries = sight.queries[:, :, start:stop]
-            return importance(sight.xp, queries, keys, sight.scale, n - n_q + start, sizes, sight.together)
+            queries, given = sight.queries[:, :, start:stop], None if lse is None else wide(lse[:, :, start:stop])
+            return importance(sight.xp, queries, keys, sight.scale, n - n_q + start, sizes, sight.together, given)
 
         return rows
 
@@ -391,11 +403,16 @@ def block_maxima(xp: Any, x: Any, block: int) -> Any:
     return maxima if whole * block == n else xp.concatenate([maxima, xp.amax(x[..., whole * block :], -1)[..., None]], -1)
 
 
-def shares(xp: Any, scores: Any, seen: Any) -> Any:
-    """softmax over what is seen of the last axis; zeros where nothing is."""
+def shares(xp: Any, scores: Any, seen: Any, lse: Any = None) -> Any:
+    """softmax over what is seen of the last axis; zeros where nothing is. With its log-sum-exp, if given."""
     if scores.shape[-1] == 0:
         return scores
     scores = xp.where(seen, scores, -float("inf"))
+    if (
+        lse is not None
+    ):  # as below: infinite ones leave nothing, and where some score is NaN the others are ranked by themselves
+        norm = xp.where(lse == lse, xp.where(xp.abs(lse) == float("inf"), float("inf"), lse), 0.0)
+        return xp.exp(scores - norm[..., None])
     highest = xp.amax(scores, -1)[..., None]
     weights = xp.exp(scores - xp.where(highest > -float("inf"), highest, 0.0))
     total = weights.sum(-1)[..., None]
@@ -414,18 +431,26 @@ def shared(scores: Any, share: str, heads: int, key_heads: int) -> Any:
 
 
 def importance(
-    xp: Any, queries: Any, keys: Any, scale: float, first: int, sizes: tuple[int, int, int, int], together: bool
+    xp: Any,
+    queries: Any,
+    keys: Any,
+    scale: float,
+    first: int,
+    sizes: tuple[int, int, int, int],
+    together: bool,
+    lse: Any = None,
 ) -> Any:
     """How much attention key blocks get from queries (b, h, rows, d) that attend to compressed keys (b or 1, h_kv, count, d).
 
-    The first query is at position ``first``; sizes: a compressed key's length and stride, and a block's size and their number.
+    The first query is at position ``first``; sizes: a compressed key's length and stride, and a block's size and their number;
+    lse: the log-sum-exp of that attention (b or 1, h, rows), if it is known.
     Returns (b, h, rows, blocks), or with ``together`` the sums over the heads of each key head, (b, h_kv, rows, blocks).
     """
     length, stride, block, blocks = sizes
     count, apart, steps = keys.shape[2], length // stride, block // stride
     at = xp.arange(first, first + queries.shape[2], device=queries.device)
     ends = xp.arange(count, device=queries.device) * stride + length - 1
-    p = shares(xp, products(wide(queries), wide(keys)) * scale, ends <= at[:, None])
+    p = shares(xp, products(wide(queries), wide(keys)) * scale, ends <= at[:, None], lse)
     if together:
         p = p.reshape(p.shape[0], keys.shape[1], -1, *p.shape[2:]).sum(2)
 

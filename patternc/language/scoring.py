@@ -43,14 +43,15 @@ def indexer(heads: Size = Size(64), dim: Size = Size(128), name: Input = Input("
 
 
 @word("topk(compressed(32, 16), 16, block=64)")
-def compressed(l: Size, d: Size, keys: Input | None = None) -> Scorer:
+def compressed(l: Size, d: Size, keys: Input | None = None, lse: Input | None = None) -> Scorer:
     """How much attention a key block gets from a query that attends to compressed keys. NSA (Yuan et al. 2025).
 
-    Compressed key i is the mean of keys i * d to i * d + l - 1, or given as the runtime input `keys`.
+    Compressed key i is the mean of keys i * d to i * d + l - 1, or given as the runtime input `keys`. The log-sum-exp of that
+    attention may be given as the runtime input `lse` (batch, heads, n_q).
     """
     if l % d:
         raise BadArgument("d", f"l = {l} is no multiple of d = {d}", f"as in compressed({2 * d}, {d})")
-    return Compressed(l, d, keys)
+    return Compressed(l, d, keys, lse)
 
 
 SCORERS = MappingProxyType({w.name: w for w in tuple(globals().values()) if isinstance(w, Word)})

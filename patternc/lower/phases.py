@@ -17,8 +17,8 @@ from patternc.scorers import ScoreInput
 from patternc.terms import Document, Layout, Meaning, Random, TopK
 
 JOINT_LENGTH, JOINT_AREA = 1024, 1.5
-"""Pairs of a row, in whole tiles, from which one pass for all gradients is faster than two, each of which computes the scores, as measured on an
-H200; and how many more pairs the tiles may hold than those of two passes."""
+"""Pairs of a row, in whole tiles, from which one pass for all gradients is faster than two, each of which computes the scores,
+as measured on an H200; and how many more pairs the tiles may hold than those of two passes."""
 
 
 def lower(pattern: Pattern, tile: Tile, layer: int | None = None, *, views: bool = False, splits: bool = False) -> Plan:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from patternc.combine import gated
 from patternc.diagnostics import suggest
+from patternc.pattern import Pattern
 from patternc.runtime.attention import Attention
+from patternc.scorers import LOG_SUM_EXPS, ScoreInput
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,6 +25,7 @@ class Gated(Attention):
 
     branches: dict[str, Attention] = field(init=False, repr=False, compare=False)
     _taken: dict[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
+    _lent: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts = {name: self.pattern.branch(name) for name in self.pattern.branches}
@@ -31,6 +34,7 @@ class Gated(Attention):
         object.__setattr__(self, "_names", tuple(dict.fromkeys(key for names in self._taken.values() for key in names)))
         if taken := sorted({"gates", "kv"} & set(self._names)):
             raise ValueError(f"'{taken[0]}' is an argument of the call, and cannot be a runtime input of a gated pattern")
+        object.__setattr__(self, "_lent", _lent(parts))
 
     def __call__(  # type: ignore[override]  # there is no log-sum-exp of a sum of several softmaxes
         self,
@@ -58,7 +62,8 @@ class Gated(Attention):
                 `patternc.compression.at_ends` puts compressed keys where a pattern can read them.
             scale: the factor on the scores of all branches, 1 / sqrt(D) by default.
             return_lse, sink_logit: of one softmax, and refused here; call ``branches[name]`` with them.
-            inputs: the runtime inputs of all branches by name.
+            inputs: the runtime inputs of all branches by name. If a scorer takes a log-sum-exp called ``NAME_lse``, and it is
+                not given, it is that of branch NAME.
 
         Returns:
             (B, H, Nq, Dv) in q's dtype, summed in float32; differentiable in q, k, v, kv and gates. A branch without keys for
@@ -71,7 +76,7 @@ class Gated(Attention):
         if return_lse or sink_logit is not None:
             what, one = "log-sum-exp" if return_lse else "sink", next(iter(self.branches))
             raise ValueError(f"a sum of several softmaxes has no {what}; call one of them, as in attend.branches['{one}'](...)")
-        given = self._inputs(inputs)
+        given = self._inputs({**dict.fromkeys(self._lent), **inputs})
         for what, named in (("gates", gates or {}), ("kv", kv or {})):
             for name in named:
                 if name not in self.branches:
@@ -83,6 +88,34 @@ class Gated(Attention):
         outputs = {}
         for name, attend in self.branches.items():
             own_k, own_v = (kv or {}).get(name, (k, v))
-            mine = {key: given[key] for key in self._taken[name]}
-            outputs[name] = attend(q, own_k, own_v, scale=scale, **mine)
+            mine, lends = {key: given[key] for key in self._taken[name]}, _lse_of(name)
+            if lends in self._lent and given[lends] is None:
+                outputs[name], lse = attend(q, own_k, own_v, scale=scale, return_lse=True, **mine)
+                given[lends] = lse.detach()
+            else:
+                outputs[name] = attend(q, own_k, own_v, scale=scale, **mine)
         return gated(outputs, gates)
+
+
+def _lse_of(branch: str) -> str:
+    return f"{branch}_lse"
+
+
+def _lent(branches: Mapping[str, Pattern]) -> frozenset[str]:
+    """The log-sum-exps of branches that later ones take.
+
+    Raises:
+        ValueError: one takes that of a later branch, or its own.
+    """
+    found, there = set(), set()
+    for name, one in branches.items():
+        meanings = (one.meaning(head=head) for head in range(one.heads))
+        uses = [use for meaning in meanings for use in meaning.arguments]
+        taken = {use.name for use in uses if isinstance(use, ScoreInput) and use.what == LOG_SUM_EXPS}
+        for other in branches:
+            if _lse_of(other) in taken:
+                if other not in there:
+                    raise ValueError(f"branch '{name}' takes the log-sum-exp of '{other}', which must stand before it")
+                found.add(_lse_of(other))
+        there.add(name)
+    return frozenset(found)

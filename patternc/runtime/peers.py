@@ -233,7 +233,7 @@ def _window(case: Case) -> int | None:
 
 def _is_same(case: Case, text: str) -> bool:
     try:
-        return case.pattern.equivalent(text)
+        return bool(case.pattern.equivalent(text))
     except BudgetExceeded:
         raise Missing(f"whether the pattern is exactly {text} was not decided") from None
 

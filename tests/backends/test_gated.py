@@ -69,6 +69,44 @@ def test_branches_with_keys_of_their_own():
     torch.testing.assert_close(out.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
+ONE_PASS = (
+    "causal & gated(compressed=where(k >= 31 and k % 16 == 15), window=window(20), "
+    "selected=topk(compressed(32, 16, keys=short, lse=compressed_lse), 2, block=32, share=group))"
+)
+
+
+def test_a_branch_lends_its_log_sum_exp():
+    """The importance of blocks from the log-sum-exp that the compressed branch leaves; or from one that is given."""
+    n = 100
+    q, k, v, _, gates = tensors(n=n, n_q=n)
+    attend = pc.compile(ONE_PASS)
+    gates = dict(zip(attend.branches, gates.values(), strict=True))
+    short_k, short_v = pc.compress(k, 32, 16), pc.compress(v, 32, 16)
+    own = {"compressed": (at_ends(short_k, n, 32, 16), at_ends(short_v, n, 32, 16))}
+    _, lse = attend.branches["compressed"](q, *own["compressed"], return_lse=True)
+    plain = pc.compile(ONE_PASS.replace(", lse=compressed_lse", ""))
+    wanted = plain(q, k, v, gates=gates, kv=own, short=short_k)
+    found = attend(q, k, v, gates=gates, kv=own, short=short_k)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(attend(q, k, v, gates=gates, kv=own, short=short_k, compressed_lse=lse), wanted)
+    other = lse + 5.0 * torch.arange(q.shape[1])[:, None]
+    assert not torch.allclose(attend(q, k, v, gates=gates, kv=own, short=short_k, compressed_lse=other), wanted)
+    leaves = (q, k, v, *gates.values())
+    grads = [torch.autograd.grad(out.sum(), leaves, retain_graph=True) for out in (found, wanted)]
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_what_lends_stands_first():
+    turned = "causal & gated(s=topk(compressed(32, 16, lse=c_lse), 2, block=32), c=where(k >= 31 and k % 16 == 15))"
+    with pytest.raises(ValueError, match="branch 's' takes the log-sum-exp of 'c', which must stand before it"):
+        pc.compile(turned)
+    alone = pc.compile("causal & gated(s=topk(compressed(32, 16, lse=left), 2, block=32), w=window(3))")
+    q, k, v, *_ = tensors(n=100, n_q=100)
+    with pytest.raises(ValueError, match="needs the runtime input 'left'"):
+        alone(q, k, v, gates={"s": q[..., 0], "w": q[..., 0]})
+
+
 def test_one_call_and_bound_inputs_and_low_precision():
     q, k, v, scores, gates = tensors()
     wanted = pc.compile(TEXT)(q, k, v, gates=gates, s=scores)

@@ -239,6 +239,23 @@ def test_compressed_keys_that_are_given(backend):
     assert torch.equal(got, want)
 
 
+@BACKENDS
+@pytest.mark.parametrize("share", ["head", "group"])
+def test_a_log_sum_exp_that_is_given(backend, share):
+    """The right one changes nothing; it weighs the heads of a group, so that another one does."""
+    q, k, _ = tensors()
+    given = torch.randn(B, HKV, (N - 8) // 4 + 1, D, generator=torch.Generator().manual_seed(3))
+    ends = torch.arange(given.shape[2]) * 4 + 7
+    scores = q @ given.repeat_interleave(H // HKV, 1).transpose(-1, -2) * SCALE
+    lse = torch.logsumexp(scores.masked_fill(ends > torch.arange(N)[-q.shape[2] :, None], -torch.inf), -1)
+    text = f"causal & topk(compressed(8, 4, keys=learned, lse=left), 2, block=16, share={share})"
+    want = mask_of(text.replace(", lse=left", ""), backend, q, k, scale=SCALE, learned=given)
+    assert torch.equal(mask_of(text, backend, q, k, scale=SCALE, learned=given, left=lse), want)
+    other = lse + 3.0 * torch.arange(H)[:, None]
+    same = torch.equal(mask_of(text, backend, q, k, scale=SCALE, learned=given, left=other), want)
+    assert same == (share == "head")
+
+
 FORCED = {
     "self": (lambda q: [q], 1),
     "sinks(2) | window(3)": (lambda q: [0, 1, *range(max(0, q - 2), q + 1)], 1),

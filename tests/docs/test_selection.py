@@ -12,7 +12,7 @@ def test_python_blocks_run() -> None:
     pytest.importorskip("torch").manual_seed(0)
     namespace: dict[str, object] = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(compile(block, "SELECTION.md", "exec"), namespace)
 

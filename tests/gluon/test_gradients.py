@@ -22,7 +22,6 @@ from patternc.runtime.loader import load  # noqa: E402
 from patternc.testing import dense_mask, patterns, random_call  # noqa: E402
 
 
-
 def request(head_dim):
     return Request("cuda", "bfloat16", head_dim, head_dim, 0, 9)
 

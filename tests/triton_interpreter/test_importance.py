@@ -52,7 +52,18 @@ def check(given, together):
     want = wanted(queries, keys, *rest, keys.shape[1] if together else 0)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, atol=2e-5, rtol=2e-5)
+    again = triton_importance.importance(torch, queries, keys, *rest, together, lse_of(queries, keys, *rest))
+    torch.testing.assert_close(again.double(), want, atol=2e-5, rtol=2e-5)
     return got
+
+
+def lse_of(queries, keys, scale, first, sizes):
+    """The log-sum-exp of the attention to compressed keys that have ended, (b, h, rows)."""
+    (length, stride, *_), sharing = sizes, queries.shape[1] // keys.shape[1]
+    scores = queries.double() @ keys.double().repeat_interleave(sharing, 1).transpose(-1, -2) * scale
+    ends = torch.arange(keys.shape[2]) * stride + length - 1
+    seen = ends <= torch.arange(first, first + queries.shape[2])[:, None]
+    return torch.logsumexp(scores.masked_fill(~seen, -torch.inf), -1).float()
 
 
 def small(patch, tile):
@@ -122,6 +133,10 @@ def test_it_is_what_the_language_says_elsewhere():
         got = triton_importance.importance(torch, queries, keys, *rest, together)
         want = scorers.importance(torch, queries, keys, *rest, together)
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4, equal_nan=True)
+        lse = lse_of(queries, keys, *rest)
+        for of in (triton_importance, scorers):
+            again = of.importance(torch, queries, keys, *rest, together, lse)
+            torch.testing.assert_close(again, want, atol=1e-5, rtol=1e-4, equal_nan=True)
         assert got.isnan().any()
         assert not got.isnan().all()
 
