@@ -17,6 +17,7 @@ from .gluon_program import Latent, Specialised
 from .joint_program import Joint
 from .keys_program import ByKey, SpecialisedKeys, regular
 from .queries_program import SpecialisedQueries
+from .triton_host import several
 from .triton_program import Forward, Keys, Program, Queries
 
 GENERATION = 9
@@ -90,26 +91,29 @@ class GluonBackend(TritonBackend):
     def forward(self, index: int, group: HeadPlan, plan: Plan) -> Forward:
         given = index, group, plan.tile, shares(plan.heads, index), index
         if group.phases and not group.picked:
-            return Specialised(*given)
+            own = Specialised(*given)
+            own.in_order = _hands_on(group) and _all_walk(plan.heads)
+            return own
         kernel = super().forward(index, group, plan)
         match group.phases:
             case (Picked(unit=1, mask=mask),) if mask == TRUE:
                 kernel.instead = Latent(*given)
         return kernel
 
-    def queries(
-        self, kind: type[Queries], index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int
-    ) -> Queries:
-        kernel = super().queries(kind, index, group, tile, shares, source)
+    def queries(self, kind: type[Queries], index: int, passes: tuple[HeadPlan, ...], tile: Tile, source: int) -> Queries:
+        kernel, group = super().queries(kind, index, passes, tile, source), passes[index]
         if tile == Tile(64, 64) and group.phases and not group.picked:
-            kernel.instead = SpecialisedQueries(index, group, tile, shares, source)
-            kernel.instead.lists, kernel.instead.tile = kernel.lists, kernel.tile
+            kernel.instead = own = SpecialisedQueries(index, group, tile, shares(passes, index), source)
+            own.lists, own.tile = kernel.lists, kernel.tile
+            own.in_order = _hands_on(group) and _all_walk(passes)
         return kernel
 
     def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
         kernel = super().keys(index, group, plan, source)
         if plan.key_tile == Tile(64, 64) and regular(group):
-            kernel.instead = SpecialisedKeys(index, group, plan.key_tile, shares(plan.keys, index), source)
+            kernel.instead = own = SpecialisedKeys(index, group, plan.key_tile, shares(plan.keys, index), source)
+            alike = not several(plan.keys) and all(regular(one) for one in plan.keys if not one.share)
+            own.in_order = _hands_on(group) and alike
         return kernel
 
     def joint(self, plan: Plan) -> Keys | None:
@@ -126,6 +130,16 @@ class GluonBackend(TritonBackend):
         every = [one for kernel in kernels for one in kernel.variants()]
         needed = (name for kind, name in parts if any(isinstance(one, kind) for one in every))
         return (*super().modules(kernels), "gluon_kernel.py", *needed)
+
+
+def _hands_on(group: HeadPlan) -> bool:
+    """Whether a pass over all rows leaves sums for another, or goes on from some."""
+    return not group.share and (group.chained or not group.last)
+
+
+def _all_walk(passes: tuple[HeadPlan, ...]) -> bool:
+    """Whether all passes over all rows are specialised."""
+    return all(group.phases and not group.picked for group in passes if not group.share)
 
 
 BACKEND = GluonBackend()

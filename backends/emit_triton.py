@@ -92,11 +92,10 @@ class TritonBackend:
         kind = PickedForward if group.picked else Forward
         return kind(index, group, plan.tile, shares(plan.heads, index), index)
 
-    def queries(
-        self, kind: type[Queries], index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int
-    ) -> Queries:
-        """The kernel of a pass for the gradient of q, of a kind unless it walks lists."""
-        return (PickedQueries if group.picked else kind)(index, group, tile, shares, source)
+    def queries(self, kind: type[Queries], index: int, passes: tuple[HeadPlan, ...], tile: Tile, source: int) -> Queries:
+        """The kernel of one of the passes for the gradient of q, of a kind unless it walks lists."""
+        kind = PickedQueries if passes[index].picked else kind
+        return kind(index, passes[index], tile, shares(passes, index), source)
 
     def keys(self, index: int, group: HeadPlan, plan: Plan, source: int) -> Keys:
         """The kernel of a pass for the gradients of keys and values."""
@@ -123,7 +122,7 @@ class TritonBackend:
         kind, walks, tile = Queries, plan.heads, plan.tile
         if plan.query_tile:
             kind, walks, tile = RetiledQueries, plan.queries, plan.query_tile
-        queries = [self.queries(kind, i, group, tile, shares(walks, i), _source(plan, group)) for i, group in enumerate(walks)]
+        queries = [self.queries(kind, i, walks, tile, _source(plan, group)) for i, group in enumerate(walks)]
         keys = [self.keys(i, group, plan, _source(plan, group)) for i, group in enumerate(plan.keys)]
         joint = self.joint(plan)
         draws = [

@@ -109,6 +109,35 @@ def through(place, tile, WIDE: gl.constexpr):
     return place.load(WIDE)
 
 
+@gluon.constexpr_function
+def sums_layout(block, dim, held):
+    """How threads store and load the sums (64, block) that one pass leaves the next: `in_fours`, four of a row each.
+
+    As matrix instructions hold them, if the dims in memory are no multiple of 16.
+    """
+    if dim % 16:
+        return held
+    columns = [[0, 1], [0, 2], *([0, 1 << bit] for bit in range(4, block.bit_length() - 1))]
+    lanes = [[0, 4], [0, 8], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout([*columns, [8, 0]], lanes, [[16, 0], [32, 0]], [], [64, block])
+
+
+@gluon.jit
+def in_fours(tile, SUMS: gl.constexpr, DIM: gl.constexpr):
+    """Sums as passes leave them: the two columns of 16 that a thread holds, and the two 8 further on, side by side."""
+    if DIM % 16 == 0:
+        tile = tile.reshape([64, tile.shape[1] // 16, 2, 4, 2]).permute((0, 1, 3, 2, 4)).reshape([64, tile.shape[1]])
+    return gl.convert_layout(tile, SUMS)
+
+
+@gluon.jit
+def in_pairs(tile, HELD: gl.constexpr, DIM: gl.constexpr):
+    """What `in_fours` has put together, as it was."""
+    if DIM % 16 == 0:
+        tile = tile.reshape([64, tile.shape[1] // 16, 4, 2, 2]).permute((0, 1, 3, 2, 4)).reshape([64, tile.shape[1]])
+    return gl.convert_layout(tile, HELD)
+
+
 @triton.jit
 def peak_of(top, peak):
     """The highest score so far, the same or 0 where there is none, and what that leaves of older weights."""

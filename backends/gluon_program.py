@@ -130,6 +130,7 @@ class Specialised(QueriesByLap, Forward):
             "OUT: tl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_V, 16])",
             "WEIGHTS: tl.constexpr = gl.DotOperandLayout(0, OUT, 2)",
             _WIDE,
+            *(["SUMS: tl.constexpr = sums_layout(BLOCK_V, VALUE_DIM, OUT)"] if self.in_order else []),
             "factor = scale * 1.4426950408889634",
             "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)",
         ]
@@ -182,7 +183,9 @@ class Specialised(QueriesByLap, Forward):
             "valid_out = valid_row[:, None] & (dims_v < VALUE_DIM)[None, :]",
         ]
         if self.group.chained:
-            lines += self._left_before()
+            *softmax, acc = self._left_before()
+            load = "in_pairs(tl.load(prior_ptr + own_at, mask=inside, other=0.0), OUT, VALUE_DIM)"
+            lines += [*softmax, *([*self._own("SUMS"), f"acc = {load}"] if self.in_order else [acc])]
         else:
             lines += [
                 "top = gl.full([64], float('-inf'), gl.float32, gl.SliceLayout(1, OUT))",
@@ -262,23 +265,33 @@ class Specialised(QueriesByLap, Forward):
             "total = gl.convert_layout(total, gl.SliceLayout(1, OUT))",
             *([f"rows = {self._rows_in('OUT')}", *self._taken_up()] if self.shares and self.ahead else []),
         ]
-        if self.group.share or not self.group.last:
-            return [*lines, *self._finish(), "mbarrier.arrive(q_empty.index(lap % PLACES))"]
         *most, address, store = self._finish()
+        done = "mbarrier.arrive(q_empty.index(lap % PLACES))"
+        if self.group.share or not (self.group.last or self.in_order):
+            return [*lines, *most, address, store, done]
+        if not self.group.last:
+            left = "tl.store(out_ptr + own_at, in_fours(out, SUMS, VALUE_DIM), mask=inside)"
+            return [*lines, *most, *self._own("SUMS"), left, done]
         return [
             *lines,
             *most,
             "if BLOCK_D == BLOCK_V:",
             f"    result = through({_PLACE}, out, WIDE)",
-            f"    rows = {self._rows_in('WIDE')}",
-            "    dims = gl.arange(0, BLOCK_D, gl.SliceLayout(0, WIDE))[None, :]",
-            "    at = (b64 * heads + head) * n_q + rows - (n - n_q)",
-            "    inside = ((rows >= n - n_q) & (rows < n))[:, None] & (dims < VALUE_DIM)",
-            "    tl.store(out_ptr + at[:, None] * VALUE_DIM + dims, result, mask=inside)",
+            *("    " + line for line in self._own("WIDE")),
+            "    tl.store(out_ptr + own_at, result, mask=inside)",
             "else:",
             f"    {address}",
             f"    {store}",
-            "mbarrier.arrive(q_empty.index(lap % PLACES))",
+            done,
+        ]
+
+    def _own(self, layout: str) -> list[str]:
+        """Where the results of a consumer are in memory."""
+        return [
+            f"own = {self._rows_in(layout)}",
+            f"dims = gl.arange(0, BLOCK_V, gl.SliceLayout(0, {layout}))[None, :]",
+            "own_at = ((b64 * heads + head) * n_q + own - (n - n_q))[:, None] * VALUE_DIM + dims",
+            "inside = ((own >= n - n_q) & (own < n))[:, None] & (dims < VALUE_DIM)",
         ]
 
 

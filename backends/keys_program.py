@@ -106,6 +106,10 @@ class ByKey(BySegment, Keys):
 
     # Consumers.
 
+    def _layouts(self) -> list[str]:
+        """Of products and sums."""
+        return list(self.layouts)
+
     def _consumer(self, segments: list[Segment]) -> list[str]:
         steps = [line for name, atom in self.atoms for line in self._atom_setup(name, atom)]
         for segment in segments:
@@ -121,7 +125,7 @@ class ByKey(BySegment, Keys):
             *self._results(),
         ]
         start = ["factor = scale * 1.4426950408889634", "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)"]
-        return [*self.layouts, *start, *self._laps(body)]
+        return [*self._layouts(), *start, *self._laps(body)]
 
     def _walked(self, steps: list[str]) -> list[str]:
         """The steps of all heads, and what comes before and after them."""
@@ -209,6 +213,12 @@ class SpecialisedKeys(ByLap, ByKey):
     _through = "k_s.index(SLOT)", "v_s.index(SLOT)"
     _products = "scores, slopes, norm = begin_both(tiles, full, step, zero, SLOT, BLOCK_D, BLOCK_V, SCORES)"
 
+    def _layouts(self) -> list[str]:
+        lines = super()._layouts()
+        for letter, held, block, dim in _SUMS if self.in_order else ():
+            lines.append(f"{self._sums(letter, held)}: tl.constexpr = sums_layout({block}, {dim}, {held})")
+        return lines
+
     @property
     def packs_rows(self) -> bool:
         return self.group.rows.packs_rows
@@ -235,11 +245,12 @@ class SpecialisedKeys(ByLap, ByKey):
 
     def _begun(self, letter: str, layout: str, block: str, dim: str) -> list[str]:
         """Sums from what other passes, other groups of heads, and shares have left."""
+        load = f"tl.load(d{letter}_prior + at, mask=inside, other=0.0)"
         lines = [
             *super()._begun(letter, layout, block, dim),
             "if CARRY:",
-            *("    " + line for line in self._own(layout, block, dim)),
-            f"    d{letter} = tl.load(d{letter}_prior + at, mask=inside, other=0.0)",
+            *("    " + line for line in self._own(self._sums(letter, layout), block, dim)),
+            f"    d{letter} = {f'in_pairs({load}, {layout}, {dim})' if self.in_order else load}",
         ]
         if self.shares:
             lines += [*self._own(layout, block, dim), f"lanes = SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))"]
@@ -251,8 +262,16 @@ class SpecialisedKeys(ByLap, ByKey):
             ]
         return lines
 
+    def _sums(self, letter: str, layout: str) -> str:
+        """The layout of what passes leave one another."""
+        return f"SUMS_{letter.upper()}" if self.in_order else layout
+
     def _results(self) -> list[str]:
-        straight = [*self._left(), *(line for given in _SUMS for line in self._stored(*given))]
+        straight = self._left()
+        for letter, layout, block, dim in _SUMS:
+            sums = self._sums(letter, layout)
+            straight += [f"d{letter} = in_fours(d{letter}, {sums}, {dim})"] if self.in_order else []
+            straight += self._stored(letter, sums, block, dim)
         parts = ("if LAST:", [*super()._results()]), ("else:", straight)
         return [line for head, body in parts for line in (head, *("    " + x for x in body))]
 

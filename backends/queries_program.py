@@ -70,6 +70,7 @@ class SpecialisedQueries(QueriesByLap, Queries):
             "SLOPES: tl.constexpr = gl.DotOperandLayout(0, OUT, 2)",
             "LINE: tl.constexpr = gl.SliceLayout(1, SCORES)",
             wide("WIDE", "BLOCK_D"),
+            *(["SUMS: tl.constexpr = sums_layout(BLOCK_D, HEAD_DIM, OUT)"] if self.in_order else []),
             "factor = scale * 1.4426950408889634",
             "zero = gl.zeros([64, COLUMNS], gl.float32, SCORES)",
         ]
@@ -157,7 +158,8 @@ class SpecialisedQueries(QueriesByLap, Queries):
         """The sums before the first step: what other passes and shares have left."""
         lines = ["dq = gl.zeros([64, BLOCK_D], gl.float32, OUT)"]
         if self.group.chained:
-            lines += [*self._own("OUT"), "dq = tl.load(prior_ptr + at, mask=inside, other=0.0)"]
+            load = "tl.load(prior_ptr + at, mask=inside, other=0.0)"
+            lines += [*self._own(self._sums), f"dq = in_pairs({load}, OUT, HEAD_DIM)" if self.in_order else f"dq = {load}"]
         if self.shares:
             lines += [*self._own("OUT"), "lanes = gl.arange(0, 64, gl.SliceLayout(1, OUT))"]
         for i in range(len(self.shares)):
@@ -188,11 +190,19 @@ class SpecialisedQueries(QueriesByLap, Queries):
 
     def _results(self) -> list[str]:
         """Results go through shared memory, so that threads store 16 bytes; sums for other passes as they are."""
-        if self.group.share or not self.group.last:
+        if self.group.share:
             lines = self._own("OUT")
+        elif not self.group.last:
+            turned = ["dq = in_fours(dq, SUMS, HEAD_DIM)"] if self.in_order else []
+            lines = [*turned, *self._own(self._sums)]
         else:
             lines = ["dq = through(q_s.index(lap % 2), dq * scale, WIDE)", *self._own("WIDE")]
         return [*lines, "tl.store(dq_ptr + at, dq, mask=inside)"]
+
+    @property
+    def _sums(self) -> str:
+        """The layout of what passes leave one another."""
+        return "SUMS" if self.in_order else "OUT"
 
     def _rows_in(self, layout: str, slot: str = "0") -> str:
         return super()._rows_in(layout, slot)

@@ -45,6 +45,8 @@ class BySegment(Program):
     """What its warpgroups have in shared memory."""
     registers = 240, 24
     """Of a thread of a consumer but the first, and of one that copies."""
+    in_order = False
+    """Whether passes leave sums for one another as `in_fours` says: all passes over these rows are of this kind."""
 
     def __init__(self, index: int, group: HeadPlan, tile: Tile, shares: tuple[HeadPlan, ...], source: int):
         super().__init__(index, group, tile, shares, source)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from textwrap import indent
 
-from patternc.lower.plan import Draws, Gather, Listed, Picked, Walk
+from patternc.lower.plan import Draws, Gather, HeadPlan, Listed, Picked, Walk
 from patternc.relation import View
 from patternc.scalar import FALSE, Scalar, variables
 from patternc.terms import Document, Layout
@@ -158,9 +158,14 @@ def _output(program: Program) -> list[str]:
     return body
 
 
+def several(passes: Sequence[HeadPlan]) -> bool:
+    """Whether there are several groups of heads."""
+    return len({group.heads for group in passes}) > 1 or any(len(group.runs) > 1 for group in passes)
+
+
 def backward(queries: list[Queries], keys: list[Keys], joint: Keys | None = None) -> str:
     """The function that computes the gradients; by ``joint``, which needs ``start``, where it may."""
-    several = len({program.group.heads for program in keys}) > 1 or any(len(p.group.runs) > 1 for p in keys)
+    shared = "sharing > 1" if several([program.group for program in keys]) else "False"
     body = [
         '"""Gradients of q, k and v, in their dtypes, from the output, its log-sum-exp and the gradients of both."""',
         "q, k, v, grad, out = aligned(q), aligned(k), aligned(v), aligned(grad_out), out.contiguous()",
@@ -182,7 +187,7 @@ def backward(queries: list[Queries], keys: list[Keys], joint: Keys | None = None
         "rows, columns, at = KEY_ROWS, KEY_COLUMNS, 0",
         "tiles = -(-n // rows)",
         "blocks, generation, options = setting(head_dim, value_dim, q.dtype.itemsize, q.device, rows, gradient_options)",
-        f"together = {'sharing > 1' if several else 'False'}  # several groups of heads add to one key head",
+        f"together = {shared}  # several groups of heads add to one key head",
         "if together:",
         "    sums = [torch.zeros(t.shape, dtype=torch.float32, device=q.device) for t in (dk, dv)]",
     ]

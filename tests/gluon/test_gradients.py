@@ -176,6 +176,7 @@ WRONG = {
     "a wrong residue": (r"k_view, v_view, batch, kv, r,", "k_view, v_view, batch, kv, (r + 1) % 3,"),
     "sums of the pass before are lost": (r"if CARRY:", "if False:"),
     "values where keys are": (r"dk = through\(", "dv = through("),
+    "sums of the pass before in another order": (r"dv = in_fours\(dv, SUMS_V, VALUE_DIM\)", "pass"),
 }
 
 
@@ -185,7 +186,8 @@ OF_QUERIES = {
     "slopes of values that are not there": (r"mbarrier.wait\(v_full.*", "pass"),
     "what belongs to the rows before": (r"_rows\(lap \+ 1,", "_rows(lap,"),
     "a wrong residue": (r"copy_tile\(k_view, batch, kv, r % 3,", "copy_tile(k_view, batch, kv, (r + 1) % 3,"),
-    "sums of the pass before are lost": (r"dq = tl.load\(prior_ptr", "tl.load(prior_ptr"),
+    "sums of the pass before are lost": (r"dq = in_pairs\(", "in_pairs("),
+    "sums of the pass before in another order": (r"dq = in_pairs\((.*), OUT, HEAD_DIM\)", r"dq = gl.convert_layout(\1, OUT)"),
     "delta without the gradient of the log-sum-exp": (r", LINE\) - less", ", LINE)"),
 }
 
