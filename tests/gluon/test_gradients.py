@@ -3,6 +3,8 @@
 There is one for all of them, or one each for queries and for keys.
 """
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -259,6 +261,24 @@ def test_random_patterns(text, n, groups, dims, seed, joint):
         )
     except pc.PatternError as refused:
         assert refused.diagnostic.code == "too-complex"
+
+
+def test_what_passes_leave_one_another():
+    """Their sums lie as specialised kernels hold them, where all that write or read them are such kernels, and only there."""
+    chained = "causal & (window(20) | stride(9))"
+    wanted = {
+        chained: {"out", "dq", "dk", "dv"},
+        "causal": set(),
+        "causal & (window(99) | topk(s, 8))": set(),  # lists of keys are another kernel's
+        f"heads(({chained}) + ({chained} | sinks(2)))": {"out", "dq"},  # groups of heads add to the keys' in turn
+        f"heads(({chained}) + (causal & topk(s, 8)))": set(),
+    }
+    for text, sums in wanted.items():
+        pattern = pc.parse(text)
+        plan = complete(lower(pattern, Tile(64, 64), None, views=True, splits=True), pattern, None, "gluon", REQUEST)
+        source = backend_named("gluon").emit(plan)
+        assert set(re.findall(r"in_fours\((\w+), SUMS\w*, \w+_DIM\)", source)) == sums, text
+        assert ("in_pairs(tl.load" in source) == bool(sums)
 
 
 def test_rows_that_are_worth_it():
