@@ -134,9 +134,9 @@ def importance(n):
     """NSA's importance of key blocks for all queries: compressed keys of 32 positions every 16, 64 query and 4 key heads."""
     module = operator.module_of("nsa_selected", 0, "triton", *[randn(1, 1, 1, 128)] * 2)
     q, keys, sizes = randn(1, 64, n, 128), randn(1, 4, (n - 32) // 16 + 1, 128), (32, 16, 64, n // 64)
-    found = {}
-    for name, given in (("16-bit keys", keys), ("means", keys.float())):
-        forward = timed(lambda given=given: module.importance(torch, q, given, 128**-0.5, 0, sizes, True))
+    lse, found = randn(1, 64, n).float(), {}
+    for name, given in (("16-bit keys", (keys, None)), ("means", (keys.float(), None)), ("log-sum-exp given", (keys, lse))):
+        forward = timed(lambda given=given: module.importance(torch, q, given[0], 128**-0.5, 0, sizes, True, given[1]))
         found[name] = {"forward_ms": forward, "products_tflops": 2 * 64 * n * (n // 16) / 2 * 2 * 128 / forward / 1e9}
     return found
 
