@@ -217,20 +217,20 @@ def leaves(call):
     return [t.clone().requires_grad_() for t in (call.q, call.k, call.v)]
 
 
-MIXED = "local(9) | global([0]) | causal & (stride(16) | topk(scores, 3) | random(2))"
+MIXED = "local(9) | global([0]) | causal & (stride(5) | topk(scores, 3) | random(2))"
 
 
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
-def test_only_some_inputs_need_gradients(wanted):
+def test_only_some_inputs_need_gradients():
     call = random_call(MIXED, n=40, heads=2, kv_heads=1)
     attention = pc.compile(MIXED, backend="triton")
     every = leaves(call)
     attention(*every, **call.inputs).square().sum().backward()
-    some = [t.clone().requires_grad_(i in wanted) for i, t in enumerate((call.q, call.k, call.v))]
-    attention(*some, **call.inputs).square().sum().backward()
-    for i, (mine, full) in enumerate(zip(some, every, strict=True)):
-        assert (mine.grad is not None) == (i in wanted)
-        assert mine.grad is None or torch.equal(mine.grad, full.grad)
+    for wanted in [(0,), (1,), (2,), (0, 2), (1, 2)]:
+        some = [t.clone().requires_grad_(i in wanted) for i, t in enumerate((call.q, call.k, call.v))]
+        attention(*some, **call.inputs).square().sum().backward()
+        for i, (mine, full) in enumerate(zip(some, every, strict=True)):
+            assert (mine.grad is not None) == (i in wanted)
+            assert mine.grad is None or torch.equal(mine.grad, full.grad)
 
 
 @pytest.mark.parametrize("used", [0, 1], ids=["out", "lse"])
@@ -255,7 +255,7 @@ def test_one_module_serves_every_length(text):
     call = random_call(text, n=40, heads=2)
     first = module_of(text, call)
     before = [f.cache_info().misses for f in (plan_for, emit_source, kernel, load)]
-    for shape in ({"n": 41}, {"n": 1}, {"n": 130, "n_q": 70, "batch": 2}, {"n": 50, "heads": 6, "kv_heads": 3}):
+    for shape in ({"n": 41}, {"n": 1}, {"n": 75, "n_q": 70, "batch": 2}, {"n": 20, "heads": 6, "kv_heads": 3}):
         call = random_call(text, **shape)
         assert module_of(text, call) is first
         pc.compile(pattern, backend="triton")(*leaves(call), **call.inputs).sum().backward()
@@ -366,9 +366,8 @@ def test_random_patterns(text, n, left_out, dtype, seed):
 
 def test_standalone_file():
     """The file's own `attention` takes the call's tensors as they are."""
-    text = PRESETS["flagship"]
-    call = random_call(text, n=50, heads=2)
-    attention = pc.compile(text, backend="triton")
+    call = random_call(MIXED, n=50, heads=2)
+    attention = pc.compile(MIXED, backend="triton")
     found = []
     for run in (load(attention.source).attention, attention):
         q, k, v = leaves(call)
