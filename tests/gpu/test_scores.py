@@ -31,6 +31,11 @@ def test_importance(sizes, n, n_q, dim, of_keys, together, dtype):
     got = triton_importance.importance(torch, queries, keys, *given)
     want = scorers.importance(torch, queries.double(), keys.double(), *given)
     torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
+    ends, at = torch.arange(keys.shape[2], device="cuda") * sizes[1] + sizes[0] - 1, torch.arange(n - n_q, n, device="cuda")
+    scores = scorers.products(queries.double(), keys.double()) * given[0]
+    lse = scores.masked_fill(ends > at[:, None], -torch.inf).logsumexp(-1).float()
+    again = triton_importance.importance(torch, queries, keys, *given, lse)
+    torch.testing.assert_close(again.double(), want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
