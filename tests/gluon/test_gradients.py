@@ -219,6 +219,7 @@ def test_mistakes_are_noticed(name):
 def test_head_dims(dims):
     for joint in (0, *(FOR if dims[0] == dims[1] else ())):
         assert check("causal & window(70)", joint=joint, n=140, head_dim=dims[0], value_dim=dims[1])
+    assert check("causal & (window(9) | stride(5))", joint=0, n=140, head_dim=dims[0], value_dim=dims[1])
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, -0.2])

@@ -79,7 +79,8 @@ def test_against_dense(text, shape, tile):
 
 @pytest.mark.parametrize("dims", [(16, 32), (24, 24), (64, 16)], ids=str)
 def test_head_dims(dims):
-    check("causal & window(70)", Tile(64, 64), n=100, head_dim=dims[0], value_dim=dims[1])
+    for text in ("causal & window(70)", "causal & (window(20) | stride(9))"):
+        check(text, Tile(64, 64), n=100, head_dim=dims[0], value_dim=dims[1])
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.0, -0.2])
