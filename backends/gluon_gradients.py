@@ -32,11 +32,6 @@ def joins(blocks, whole, columns):
     return fits and not torch.are_deterministic_algorithms_enabled()
 
 
-def part_of(blocks, columns):
-    """The dims of dQ that a consumer adds to: half of them for every query of a tile of 64, or all for half of 128 queries."""
-    return blocks[2] if columns > 64 else blocks[2] // 2
-
-
 @builtin
 def add_tile(view, coord, tile, _semantic=None):
     """Has the copy engine add a tile in shared memory to one in memory; Gluon has no name for that."""
@@ -45,11 +40,11 @@ def add_tile(view, coord, tile, _semantic=None):
 
 
 @gluon.jit
-def begin_before(slope_s, k_s, step, zero, SLOT: gl.constexpr, COLUMNS: gl.constexpr, BLOCK_D: gl.constexpr):
+def begin_before(slope_s, k_s, step, SLOT: gl.constexpr, COLUMNS: gl.constexpr, BLOCK_D: gl.constexpr, PARTS: gl.constexpr):
     """Begins this consumer's part of dQ of the step before, from dS of both consumers."""
-    PART: gl.constexpr = zero.shape[1]
+    PART: gl.constexpr = BLOCK_D * COLUMNS // 128
     pair = step % 2 * 2
-    acc = zero
+    acc = gl.zeros([64, PART], gl.float32, PARTS)
     for part in gl.static_range(2):
         slopes = slope_s.index(pair + part)
         keys = k_s.index(part).reshape([64, BLOCK_D])
@@ -89,7 +84,6 @@ def fold_gradients(
     shared,
     SLOT: gl.constexpr,
     COLUMNS: gl.constexpr,
-    PART: gl.constexpr,
     BLOCK_D: gl.constexpr,
     BLOCK_V: gl.constexpr,
     SCORES: gl.constexpr,
@@ -113,7 +107,7 @@ def fold_gradients(
     meet()
     queries = q_s.index(place).reshape([COLUMNS, BLOCK_D])
     dk = warpgroup_mma(gl.convert_layout(slopes, KEYS), queries, dk, is_async=True)
-    acc = begin_before(slope_s, k_s, step, gl.zeros([64, PART], gl.float32, PARTS), SLOT, COLUMNS, BLOCK_D)
+    acc = begin_before(slope_s, k_s, step, SLOT, COLUMNS, BLOCK_D, PARTS)
     dk, dv = warpgroup_mma_wait(2, deps=[dk, dv])
     scores = begin_scores(k_s, q_s, full, step + 1, more, zero, SLOT, BLOCK_D)
     acc = warpgroup_mma_wait(1, deps=[acc])
@@ -133,7 +127,6 @@ def finish_before(
     shared,
     SLOT: gl.constexpr,
     COLUMNS: gl.constexpr,
-    PART: gl.constexpr,
     BLOCK_D: gl.constexpr,
     PARTS: gl.constexpr,
 ):
@@ -141,7 +134,7 @@ def finish_before(
     k_s, _, _, slope_s, dq_s, _, done = shared
     if before >= 0:
         mbarrier.wait(done.index((step + 1) % 2), ((step + 1) // 2 & 1) ^ 1)
-        acc = begin_before(slope_s, k_s, step, gl.zeros([64, PART], gl.float32, PARTS), SLOT, COLUMNS, BLOCK_D)
+        acc = begin_before(slope_s, k_s, step, SLOT, COLUMNS, BLOCK_D, PARTS)
         acc = warpgroup_mma_wait(0, deps=[acc])
         tma.store_wait(0)
         meet()

@@ -13,8 +13,8 @@ from patternc.lower.plan import HeadPlan, Tile
 from .keys_program import ByKey
 from .triton_program import Queries
 
-_PART = "PART: tl.constexpr = BLOCK_D if COLUMNS > 64 else BLOCK_D // 2"
-"""The dims of dQ that a consumer adds to: see `part_of`."""
+_PART = "PART: tl.constexpr = BLOCK_D * COLUMNS // 128"
+"""The dims of dQ of 64 queries that a consumer adds to: half of the tile."""
 
 
 class Norms(Queries):
@@ -57,7 +57,7 @@ class Joint(ByKey):
         ]
 
     def _walked(self, steps: list[str]) -> list[str]:
-        finish = "finish_before(step, before, dq_view, batch, head, shared, SLOT, COLUMNS, PART, BLOCK_D, PARTS)"
+        finish = "finish_before(step, before, dq_view, batch, head, shared, SLOT, COLUMNS, BLOCK_D, PARTS)"
         every = self._each_head(["before = -1", *steps, finish])
         return ["shared = k_s, q_s, g_s, slope_s, dq_s, full, done", *every, "tma.store_wait(0)"]
 
@@ -65,7 +65,7 @@ class Joint(ByKey):
         return [
             "scores, dk, dv = fold_gradients(",
             "    p, slopes, dk, dv, step, t + 1 < end, before, dq_view, batch, head, shared,",
-            "    SLOT, COLUMNS, PART, BLOCK_D, BLOCK_V, SCORES, KEYS, VALUES, PARTS,",
+            "    SLOT, COLUMNS, BLOCK_D, BLOCK_V, SCORES, KEYS, VALUES, PARTS,",
             ")",
             "step, before = step + 1, first",
         ]

@@ -245,12 +245,12 @@ class SpecialisedKeys(ByLap, ByKey):
 
     def _begun(self, letter: str, layout: str, block: str, dim: str) -> list[str]:
         """Sums from what other passes, other groups of heads, and shares have left."""
-        load = f"tl.load(d{letter}_prior + at, mask=inside, other=0.0)"
+        left = self._left_by_passes(f"tl.load(d{letter}_prior + at, mask=inside, other=0.0)", layout, dim)
         lines = [
             *super()._begun(letter, layout, block, dim),
             "if CARRY:",
             *("    " + line for line in self._own(self._sums(letter, layout), block, dim)),
-            f"    d{letter} = {f'in_pairs({load}, {layout}, {dim})' if self.in_order else load}",
+            f"    d{letter} = {left}",
         ]
         if self.shares:
             lines += [*self._own(layout, block, dim), f"lanes = SLOT * 64 + gl.arange(0, 64, gl.SliceLayout(1, {layout}))"]

@@ -158,8 +158,8 @@ class SpecialisedQueries(QueriesByLap, Queries):
         """The sums before the first step: what other passes and shares have left."""
         lines = ["dq = gl.zeros([64, BLOCK_D], gl.float32, OUT)"]
         if self.group.chained:
-            load = "tl.load(prior_ptr + at, mask=inside, other=0.0)"
-            lines += [*self._own(self._sums), f"dq = in_pairs({load}, OUT, HEAD_DIM)" if self.in_order else f"dq = {load}"]
+            left = self._left_by_passes("tl.load(prior_ptr + at, mask=inside, other=0.0)", "OUT", "HEAD_DIM")
+            lines += [*self._own(self._sums), f"dq = {left}"]
         if self.shares:
             lines += [*self._own("OUT"), "lanes = gl.arange(0, 64, gl.SliceLayout(1, OUT))"]
         for i in range(len(self.shares)):

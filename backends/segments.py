@@ -152,6 +152,10 @@ class BySegment(Program):
         ]
         return lines, " & ".join([f"({self._mask(segment.mask)})", *segment.guards])
 
+    def _left_by_passes(self, load: str, held: str, dim: str) -> str:
+        """Sums that are loaded from where the pass before has left them, in the layout ``held``."""
+        return f"in_pairs({load}, {held}, {dim})" if self.in_order else load
+
     def _turns(self, segment: Segment) -> list[str]:
         """The steps ``begin`` to ``end`` of a segment that this program takes, and how many of all are masked."""
         lines = [*segment.setup, f"masked = {segment.masked}", f"end = tl.where(n > 0, {segment.total}, 0)"]

@@ -231,7 +231,7 @@ def _joint(program: Keys) -> list[str]:
     """All gradients by one kernel, which adds to those of q in memory."""
     assert isinstance(program.start, Queries)
     body, arguments = _arguments(program)
-    views, sums = _views(program, program.copied), f"{program.described}(prior, 1, 64, part_of(blocks, columns), generation)"
+    views, sums = _views(program, program.copied), f"{program.described}(prior, 1, 64, blocks[2] * columns // 128, generation)"
     lines = [
         *_queries(program.start),
         "rows, columns, tiles = JOINT_ROWS, JOINT_COLUMNS, -(-n // JOINT_ROWS)",

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from patternc.scorers import norm_of
+
 from .triton_kernel import aligned, generation_of, strides
 
 
@@ -169,8 +171,7 @@ def importance_tiles(dim, itemsize, apart, steps, generation):
 
 def norms_of(lse, batch):
     """What `norms_kernel` computes, from log-sum-exps (b or 1, h, rows)."""
-    norms = torch.where(lse.isinf(), torch.inf, lse.float() * 1.4426950408889634)
-    return torch.where(lse.isnan(), 0.0, norms).expand(batch, -1, -1).contiguous()
+    return (norm_of(torch, lse.float()) * 1.4426950408889634).expand(batch, -1, -1).contiguous()
 
 
 def importance(xp, queries, keys, scale, first, sizes, together, lse=None):  # noqa: ARG001

@@ -642,9 +642,9 @@ def bench(
     random. The peers are torch's attention with a dense mask (sdpa-mask), its causal one where that is the same
     (sdpa-causal), also by cuDNN (sdpa-cudnn), flash-attn-4's own causal and window calls (flash-attn), and FlexAttention
     with its own kernels (flex) and with those of flash-attn-4 (flex-flash); a peer that cannot run is listed with the
-    reason. Times are medians in milliseconds, without compilation and without building
-    masks. The floor is what no kernel can beat: the pattern's flops at the speed of a matrix product, or its tensors at the
-    speed of a copy, both measured here.
+    reason. Times are medians in milliseconds, without compilation and without building masks. The floor is what no kernel
+    can beat: the pattern's flops at the speed of a matrix product, or its tensors at the speed of a copy, both measured
+    here.
 
     \b
     Examples:

@@ -403,16 +403,21 @@ def block_maxima(xp: Any, x: Any, block: int) -> Any:
     return maxima if whole * block == n else xp.concatenate([maxima, xp.amax(x[..., whole * block :], -1)[..., None]], -1)
 
 
+def norm_of(xp: Any, lse: Any) -> Any:
+    """What scores lose before shares are taken, of a log-sum-exp: an infinite one leaves nothing.
+
+    It is 0 where a score is NaN, so that the shares of other keys stay what they can be ranked by.
+    """
+    return xp.where(lse == lse, xp.where(xp.abs(lse) == float("inf"), float("inf"), lse), 0.0)
+
+
 def shares(xp: Any, scores: Any, seen: Any, lse: Any = None) -> Any:
     """softmax over what is seen of the last axis; zeros where nothing is. With its log-sum-exp, if given."""
     if scores.shape[-1] == 0:
         return scores
     scores = xp.where(seen, scores, -float("inf"))
-    if (
-        lse is not None
-    ):  # as below: infinite ones leave nothing, and where some score is NaN the others are ranked by themselves
-        norm = xp.where(lse == lse, xp.where(xp.abs(lse) == float("inf"), float("inf"), lse), 0.0)
-        return xp.exp(scores - norm[..., None])
+    if lse is not None:
+        return xp.exp(scores - norm_of(xp, lse)[..., None])
     highest = xp.amax(scores, -1)[..., None]
     weights = xp.exp(scores - xp.where(highest > -float("inf"), highest, 0.0))
     total = weights.sum(-1)[..., None]

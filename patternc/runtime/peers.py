@@ -84,6 +84,15 @@ class Case:
         return int(self.q.shape[1])
 
     @cached_property
+    def is_causal(self) -> bool:
+        """Whether the pattern is exactly causal.
+
+        Raises:
+            Missing: that was not decided.
+        """
+        return _is_same(self.pattern, "causal")
+
+    @cached_property
     def mask(self) -> Mask:
         """The pattern's mask.
 
@@ -161,7 +170,8 @@ def sdpa_mask(case: Case) -> Ready:
 
 def sdpa_causal(case: Case) -> Ready:
     """torch's causal attention, where it is the same."""
-    _check_causal(case)
+    if not case.is_causal:
+        raise Missing("the pattern is not exactly causal")
     repeats = case.heads // int(case.k.shape[1])
     return Ready(lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=repeats > 1), repeats)
 
@@ -215,25 +225,20 @@ def _flash_attn(case: Case) -> Any:
         raise Missing(f"flash-attn-4 cannot be imported: {error}") from None
 
 
-def _check_causal(case: Case) -> None:
-    if not _is_same(case, "causal"):
-        raise Missing("the pattern is not exactly causal")
-
-
 def _window(case: Case) -> int | None:
     """The w of ``causal & window(w)``; None where the pattern is causal."""
-    if _is_same(case, "causal"):
+    if case.is_causal:
         return None
     if not case.pattern.inputs:
         window = sum(len(range(first, last + 1, step)) for first, last, step in case.pattern.row(_FAR, _FAR + 1))
-        if window and _is_same(case, f"causal & window({window})"):
+        if window and _is_same(case.pattern, f"causal & window({window})"):
             return window
     raise Missing("the pattern is neither causal nor a causal window")
 
 
-def _is_same(case: Case, text: str) -> bool:
+def _is_same(pattern: Pattern, text: str) -> bool:
     try:
-        return bool(case.pattern.equivalent(text))
+        return bool(pattern.equivalent(text))
     except BudgetExceeded:
         raise Missing(f"whether the pattern is exactly {text} was not decided") from None
 

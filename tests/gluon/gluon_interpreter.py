@@ -474,8 +474,16 @@ def launched(module, done=lambda name, given: False, **stand_ins):
             torch.use_deterministic_algorithms(filled)
 
 
-def assert_noticed(mistake, check, **late):
-    """``check(change)`` fails for a source with a mistake: what ``mistake`` finds, replaced. ``late`` are seconds, by name."""
+def every(times, check, change):
+    for _ in range(times):
+        check(change)
+
+
+def assert_noticed(mistake, check, chances=1, **late):
+    """``check(change)`` fails for a source with a mistake: what ``mistake`` finds, replaced.
+
+    ``late`` are seconds, by name; what is early or late is left to chance, so that a check may have several ``chances``.
+    """
     old, new = mistake
 
     def change(source):
@@ -488,7 +496,7 @@ def assert_noticed(mistake, check, **late):
         for name, seconds in {"PATIENCE": 2.0, **late}.items():
             patch.setitem(globals(), name, seconds)
         with pytest.raises(AssertionError):
-            check(change)
+            every(chances, check, change)
 
 
 def run(module, kernel, grid, given):
